@@ -1,0 +1,60 @@
+# make demo, make test: everything they need is set up in .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py $(wildcard src/fastmap/_core/*.pyx src/fastmap/_core/*.pxd src/fastmap/_core/*.h)
+
+.PHONY: help demo test quick bench bench-once lint types wheel clean
+
+help:
+	@echo "make demo        build, and show this machine's system calls, live (root)"
+	@echo "make test        build, and run all tests on this kernel (root)"
+	@echo "make quick       the tests without the slow ones"
+	@echo "make bench       the figures of README, against C, in one run"
+	@echo "make lint types  ruff, cython-lint, mypy, stubtest"
+	@echo "make wheel       a wheel and an sdist in dist/"
+	@echo "PYTHON=python3.13 chooses another Python (remove $(VENV) first)"
+
+# One line for what cannot be had from PyPI.
+$(BIN)/python:
+	@command -v gcc >/dev/null || { echo "fastmap: no gcc: apt-get install gcc"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "fastmap: $(PYTHON) is older than 3.11: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
+		{ echo "fastmap: no Python.h: apt-get install python3-dev"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "fastmap: no venv: apt-get install python3-venv"; exit 1; }
+
+$(VENV)/.built: $(BIN)/python $(SOURCES)
+	@echo "fastmap: building into $(VENV) (a minute at the first time)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check 'setuptools>=77' wheel 'cython>=3.1,<4' 'numpy>=2.0'
+	@FASTMAP_WERROR=1 $(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.built
+	$(BIN)/python -m fastmap demo
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest
+
+quick: $(VENV)/.built
+	$(BIN)/python -m pytest -m "not slow"
+
+bench: $(VENV)/.built
+	$(BIN)/python -m pytest bench -o python_files='bench_*.py'
+
+bench-once: $(VENV)/.built
+	$(BIN)/python -m pytest -q bench -o python_files='bench_*.py' --bench-once
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/cython-lint src
+
+types: $(VENV)/.built
+	$(BIN)/python -m pytest -q tests/test_typing.py
+
+wheel: $(VENV)/.built
+	$(BIN)/python -m build --no-isolation
+
+clean:
+	rm -rf $(VENV) build dist bench/build *.egg-info src/*.egg-info src/fastmap/_core/*.c src/fastmap/_core/*.so

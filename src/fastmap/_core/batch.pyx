@@ -1,0 +1,192 @@
+"""Whole reads of a map by the batch commands.
+
+A `BatchReader` owns the buffers of one reader, for as long as it lives: address space for every
+entry the map can hold is reserved at once and becomes memory only where entries are written, so
+that reading grows no buffer, copies nothing, and costs a sparse map little.
+"""
+
+from fastmap import errors
+
+from libc.errno cimport EINTR, ENOENT, ENOSPC
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from fastmap._core.columns cimport Columns
+from fastmap._core.map cimport MapCore
+from fastmap._core.memory cimport Block, Mapping
+from fastmap._core.syscall cimport forks, look_for_signals
+from fastmap._core.uapi cimport *
+
+cdef enum:
+    CHUNK_BYTES = 4 << 20
+    SMALLEST_CHUNK = 256
+    # One command cannot be interrupted; so many entries take some tens of milliseconds.
+    LARGEST_COMMAND = 131072
+
+
+cdef class BatchReader:
+    """The cursor and the buffers of a reader.
+
+    Parameters
+    ----------
+    map : MapCore
+    max_entries : int
+        How many entries the map can hold.
+    is_array : bool
+        Whether the cursor is an index and the end is known.
+    columns : Columns or None
+        What to make of each row.
+    chunk : int
+        Entries a command asks for; 0 for what fits about 4 MiB.
+    """
+
+    def __cinit__(self, MapCore map not None, Py_ssize_t max_entries, bint is_array,
+                  Columns columns, Py_ssize_t chunk):
+        self.map = map
+        self.columns = columns
+        self.key_size = map._key.size
+        self.row_size = map._value.size
+        self.out_size = self.row_size if columns is None else columns.out_size
+        self.is_array = is_array
+        self.max_entries = max_entries
+        if chunk <= 0:
+            chunk = max(SMALLEST_CHUNK, CHUNK_BYTES // (self.key_size + self.row_size))
+        # Offsets within one command are 32 bits wide in the kernel, and wrap silently.
+        self.command_limit = max(1, 0xffffffff // max(self.key_size, self.row_size))
+        self.chunk = min(chunk, self.command_limit, LARGEST_COMMAND)
+        if is_array:
+            self.chunk = min(self.chunk, max_entries)
+        self.cursor = Block(max(self.key_size, 8))
+        self.generation = forks()
+        if is_array:
+            self._reserve(max(max_entries, 1))
+        else:
+            # Twice what the map can hold: entries that come and go while it is read add up.
+            try:
+                self._reserve(2 * max_entries + 1024)
+            except MemoryError:
+                # No such address space (an rlimit, or strict overcommit): grow by copying.
+                self._reserve(self.chunk)
+        if columns is not None:
+            self._grow_scratch(self.chunk)
+
+    def _reserve(self, Py_ssize_t rows):
+        # Both or none: rows that were drained stay where they are when memory is short.
+        keys, values = Mapping(rows * self.key_size), Mapping(max(rows * self.out_size, 1))
+        self.keys = keys
+        self.values = values
+        self.capacity = rows
+        self.touched = 0
+
+    cdef int _grow(self, Py_ssize_t room) except -1:
+        """Make room for `room` more rows: the rare way, behind reserved space that is used up."""
+        cdef Mapping keys = self.keys, values = self.values
+        self._reserve(max(2 * self.capacity, self.filled + room))
+        memcpy(self.keys.data, keys.data, self.filled * self.key_size)
+        memcpy(self.values.data, values.data, self.filled * self.out_size)
+        return 0
+
+    cdef int _grow_scratch(self, Py_ssize_t rows) except -1:
+        self.scratch = Mapping(rows * self.row_size)
+        self.scratch_rows = rows
+        self.touched = 0
+        return 0
+
+    def rewind(self):
+        """Start over at the map's first entry."""
+        self.started = False
+        self.ended = False
+        self.walked = 0
+        self.filled = 0
+
+    def fill(self, bint drain, bint whole):
+        """Read (and delete, to `drain`) the rest of the map, or (not `whole`) its next chunk.
+
+        Returns how many rows are in the buffers. What leaves it by an exception leaves in
+        ``filled`` how many are there: a drain has deleted these.
+        """
+        cdef int fd
+        if self.busy and self.generation == forks():
+            raise RuntimeError("the reader is in use by another thread")
+        self.generation = forks()
+        fd = self.map._fd.acquire()
+        self.busy = True
+        self.filled = 0
+        self.started_ns = fm_monotonic_ns()
+        try:
+            with nogil:
+                self._run(drain, whole, fd)
+        finally:
+            self.ended_ns = fm_monotonic_ns()
+            self.busy = False
+            self.map._fd.release()
+        return self.filled
+
+    cdef int _run(self, bint drain, bint whole, int fd) except -1 nogil:
+        cdef int command = FM_MAP_LOOKUP_AND_DELETE_BATCH if drain else FM_MAP_LOOKUP_BATCH
+        cdef bint plain = self.columns is None
+        cdef Py_ssize_t want = self.chunk, room, kept
+        cdef uint32_t count
+        cdef uint64_t last = 0
+        cdef long result
+        cdef char *keys
+        cdef char *rows
+        while not self.ended:
+            if self.is_array and self.walked >= self.max_entries:
+                self.ended = True
+                break
+            room = self.capacity - self.filled
+            if room < want and not self.is_array and (room == 0 or want > self.chunk):
+                with gil:
+                    self._grow(want)
+                continue
+            if not plain and want > self.scratch_rows:
+                with gil:
+                    self._grow_scratch(want)
+            count = <uint32_t>min(want, room)
+            keys = self.keys.data + self.filled * self.key_size
+            rows = self.values.data + self.filled * self.row_size if plain else self.scratch.data
+            if drain:
+                self._touch(count)
+            result = fm_batch(command, fd, self.cursor.data if self.started else NULL,
+                              self.cursor.data, keys, rows, &count, 0)
+            if result < 0 and result != -ENOENT:
+                if result == -ENOSPC and count == 0 and want < self.command_limit:
+                    # The next bucket is larger than the room: once more, from the same cursor.
+                    self.started = True
+                    want = min(2 * min(want, max(room, 1)), self.command_limit)
+                    continue
+                if result != -EINTR:
+                    with gil:
+                        raise errors.from_errno(<int>-result, command, self.map._kind)
+            if count:
+                self.walked += count
+                self.started = True
+                if plain:
+                    self.filled += count
+                else:
+                    kept = self.columns.run(keys, self.key_size, rows, self.row_size,
+                                            self.values.data + self.filled * self.out_size, count)
+                    self.filled += kept
+            if result == -ENOENT:
+                self.ended = True
+            elif result == 0:
+                self.started = True
+                want = self.chunk
+            if not whole and (self.filled or self.ended):
+                break
+            look_for_signals(&last)
+        return 0
+
+    cdef void _touch(self, Py_ssize_t count) noexcept nogil:
+        # A command that deletes and then fails to write loses entries: have the pages there.
+        cdef Py_ssize_t stop = self.filled + count
+        if self.scratch is not None:
+            if self.touched < count:
+                self.scratch.touch(self.touched * self.row_size, count * self.row_size)
+            self.keys.touch(self.filled * self.key_size, stop * self.key_size)
+            self.touched = max(self.touched, count)
+        elif self.touched < stop:
+            self.keys.touch(self.touched * self.key_size, stop * self.key_size)
+            self.values.touch(self.touched * self.row_size, stop * self.row_size)
+            self.touched = stop

@@ -1,0 +1,41 @@
+"""From rows as the kernel writes them to rows as the caller wants them."""
+
+from libc.stdint cimport int64_t, uint64_t
+
+
+cdef struct Column:
+    int op
+    int kind
+    bint swapped
+    Py_ssize_t src
+    Py_ssize_t dst
+    Py_ssize_t count
+
+
+cdef union Word:
+    int64_t signed
+    uint64_t unsigned
+    double real
+
+
+cdef class Columns:
+    cdef Column *columns
+    cdef Py_ssize_t used
+    cdef Py_ssize_t cpus
+    cdef Py_ssize_t slot
+    cdef Py_ssize_t value_size
+    cdef readonly Py_ssize_t out_size
+    cdef bint filtered
+    cdef bint filter_key
+    cdef Column filter
+    cdef int compare
+    cdef int compare_as
+    cdef Word bound
+    # The bytes that `bound_at` points into.
+    cdef bytes bound_bytes
+    cdef const char *bound_at
+
+    cdef bint keeps(self, const char *key, const char *row) noexcept nogil
+    cdef void fill(self, const char *row, char *dst) noexcept nogil
+    cdef Py_ssize_t run(self, char *keys, Py_ssize_t key_size, const char *rows,
+                        Py_ssize_t row_size, char *out, Py_ssize_t count) noexcept nogil

@@ -1,0 +1,27 @@
+"""Element commands, and loops over given keys."""
+
+from libc.stdint cimport int32_t, uint64_t
+
+from fastmap._core.codec cimport Codec, Rows
+from fastmap._core.columns cimport Columns
+from fastmap._core.syscall cimport Fd
+
+
+cdef class MapCore:
+    cdef readonly Fd _fd
+    cdef readonly int _kind
+    cdef readonly Codec _key
+    cdef readonly Codec _value
+    # Batch commands this kernel turned out to lack for this map: not tried again.
+    cdef readonly bint _no_batch
+
+    cdef object _take(self, int command, object key, uint64_t flags)
+    cdef int _put(self, object key, object value, uint64_t flags) except -1
+    cdef int _drop(self, object key) except -1
+    cdef object _failed(self, long result, int command, object key)
+    cdef int _look(self, int command, Rows keys, char *rows, char *found, Columns columns,
+                   char *key_scratch, char *row_scratch, uint64_t flags, int fd,
+                   Py_ssize_t *done, Py_ssize_t *hits) except -1 nogil
+    cdef int _apply(self, int command, Rows keys, Rows values, uint64_t flags, int mode,
+                    int32_t *errnos, Py_ssize_t chunk, char *key_scratch, char *row_scratch,
+                    int fd, Py_ssize_t *applied) except -1 nogil

@@ -1,0 +1,336 @@
+"""Element commands, and loops over given keys.
+
+Element commands keep the GIL: they take well under a microsecond, and giving the GIL up for so
+little hands a whole switch interval to any other thread that wants it. Loops over many keys give it
+up once, and look for signals as they go.
+"""
+
+from fastmap import errors
+
+from libc.errno cimport EINVAL, ENOENT, EOPNOTSUPP
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from fastmap._core.codec cimport Codec, Rows, data_of
+from fastmap._core.columns cimport Columns
+from fastmap._core.memory cimport Block
+from fastmap._core.syscall cimport Fd, look_for_signals
+from fastmap._core.uapi cimport *
+
+cdef enum:
+    # Keys and values up to here are encoded on the C stack.
+    STACK = 512
+    ENOTSUPP = 524
+    LOCK = 4
+    # After a failing element, so many are applied one by one before the next batch command.
+    STEPS_AFTER_FAILURE = 32
+
+cdef enum:
+    RAISE
+    RETURN
+    IGNORE
+
+#: What a loop over many elements does about one that fails.
+MODES = {"raise": RAISE, "return": RETURN, "ignore": IGNORE}
+
+
+cdef class MapCore:
+    """The compiled half of `fastmap.Map`: a descriptor, and a codec each for keys and values."""
+
+    def __cinit__(self, Fd fd, int kind, Codec key, Codec value, *args, **kwargs):
+        self._fd = fd
+        self._kind = kind
+        self._key = key
+        self._value = value
+
+    # ---- one element ---------------------------------------------------------------------------
+
+    def __getitem__(self, key):
+        return self._take(FM_MAP_LOOKUP_ELEM, key, 0)
+
+    def __setitem__(self, key, value):
+        self._put(key, value, 0)
+
+    def __delitem__(self, key):
+        self._drop(key)
+
+    def __contains__(self, key):
+        return self._present(key)
+
+    def _lookup(self, key, uint64_t flags):
+        return self._take(FM_MAP_LOOKUP_ELEM, key, flags)
+
+    def _update(self, key, value, uint64_t flags):
+        self._put(key, value, flags)
+
+    def _lookup_and_delete(self, key, uint64_t flags):
+        return self._take(FM_MAP_LOOKUP_AND_DELETE_ELEM, key, flags)
+
+    cdef object _take(self, int command, object key, uint64_t flags):
+        cdef char on_stack[STACK]
+        cdef char value_on_stack[STACK]
+        cdef char *k = on_stack
+        cdef char *v = value_on_stack
+        cdef Block key_block, value_block
+        cdef long result
+        if self._key.size > STACK:
+            key_block = Block(self._key.size)
+            k = key_block.data
+        if self._value.size > STACK:
+            value_block = Block(self._value.size)
+            v = value_block.data
+        self._key.encode(key, k)
+        result = fm_elem(command, self._fd.get(), k, v, flags)
+        if result < 0:
+            raise self._failed(result, command, key)
+        return self._value.decode(v)
+
+    cdef int _put(self, object key, object value, uint64_t flags) except -1:
+        cdef char on_stack[STACK]
+        cdef char value_on_stack[STACK]
+        cdef char *k = on_stack
+        cdef char *v = value_on_stack
+        cdef Block key_block, value_block
+        cdef long result
+        if self._key.size > STACK:
+            key_block = Block(self._key.size)
+            k = key_block.data
+        if self._value.size > STACK:
+            value_block = Block(self._value.size)
+            v = value_block.data
+        self._key.encode(key, k)
+        self._value.encode(value, v)
+        result = fm_elem(FM_MAP_UPDATE_ELEM, self._fd.get(), k, v, flags)
+        if result < 0:
+            raise self._failed(result, FM_MAP_UPDATE_ELEM, key)
+        return 0
+
+    cdef int _drop(self, object key) except -1:
+        cdef char on_stack[STACK]
+        cdef char *k = on_stack
+        cdef Block key_block
+        cdef long result
+        if self._key.size > STACK:
+            key_block = Block(self._key.size)
+            k = key_block.data
+        self._key.encode(key, k)
+        result = fm_elem(FM_MAP_DELETE_ELEM, self._fd.get(), k, NULL, 0)
+        if result < 0:
+            raise self._failed(result, FM_MAP_DELETE_ELEM, key)
+        return 0
+
+    def _present(self, key):
+        """Tell whether the map has `key`."""
+        cdef Block keys = Block(self._key.size)
+        cdef Block values = Block(self._value.size)
+        cdef long result
+        self._key.encode(key, keys.data)
+        result = fm_elem(FM_MAP_LOOKUP_ELEM, self._fd.get(), keys.data, values.data, 0)
+        if result < 0 and result != -ENOENT:
+            raise self._failed(result, FM_MAP_LOOKUP_ELEM, key)
+        return result == 0
+
+    def _next_key(self, key=None):
+        """BPF_MAP_GET_NEXT_KEY: the key after `key` (None: the first), or None at the end."""
+        cdef Block keys = Block(2 * self._key.size)
+        cdef char *after = NULL
+        cdef char *found = keys.data + self._key.size
+        cdef long result
+        if key is not None:
+            self._key.encode(key, keys.data)
+            after = keys.data
+        result = fm_elem(FM_MAP_GET_NEXT_KEY, self._fd.get(), after, found, 0)
+        if result == -ENOENT:
+            return None
+        if result < 0:
+            raise self._failed(result, FM_MAP_GET_NEXT_KEY, key)
+        return self._key.decode(found)
+
+    cdef object _failed(self, long result, int command, object key):
+        text = repr(key)
+        if len(text) > 60:
+            text = text[:57] + "..."
+        return errors.from_errno(<int>-result, command, self._kind, f"key {text}")
+
+    def _may(self, int command):
+        """Ask the kernel whether this handle may use `command`: a batch of nothing."""
+        cdef uint32_t count = 0
+        cdef long result = fm_batch(command, self._fd.get(), NULL, NULL, NULL, NULL, &count, 0)
+        return result == 0
+
+    # ---- many elements -------------------------------------------------------------------------
+
+    def _lookup_rows(self, Rows keys not None, rows, found, Columns columns, int command,
+                     uint64_t flags=0):
+        """Look up each of `keys`; write rows and a flag each. Return how many were found.
+
+        `rows` is a C-contiguous array of as many bytes as the result has; `found` one of bool.
+        Rows of missing keys are zeros. What leaves it carries ``applied``, how many keys were
+        worked through.
+        """
+        cdef int fd
+        cdef char *to = data_of(rows) if rows.nbytes else NULL
+        cdef char *flag = data_of(found)
+        cdef Block key_scratch = Block(self._key.size)
+        cdef Block row_scratch = Block(self._value.size)
+        cdef Py_ssize_t done = 0, hits = 0
+        cdef Py_ssize_t row = self._value.size if columns is None else columns.out_size
+        if rows.nbytes != keys.count * row or found.nbytes != keys.count:
+            raise ValueError(f"{rows.nbytes} bytes for {keys.count} rows of {row}")
+        fd = self._fd.acquire()
+        try:
+            with nogil:
+                self._look(command, keys, to, flag, columns, key_scratch.data, row_scratch.data,
+                           flags, fd, &done, &hits)
+        except BaseException as error:
+            error.applied = done
+            raise
+        finally:
+            self._fd.release()
+        return hits
+
+    cdef int _look(self, int command, Rows keys, char *rows, char *found, Columns columns,
+                   char *key_scratch, char *row_scratch, uint64_t flags, int fd,
+                   Py_ssize_t *done, Py_ssize_t *hits) except -1 nogil:
+        cdef Py_ssize_t i, count = keys.count, size = self._value.size
+        cdef Py_ssize_t step = size
+        cdef bint plain = columns is None
+        cdef bint in_place = keys.in_place
+        cdef const char *key
+        cdef char *row
+        cdef long result
+        cdef uint64_t last = 0
+        if not plain:
+            step = columns.out_size
+        for i in range(count):
+            if i & 255 == 0:
+                done[0] = i
+                look_for_signals(&last)
+            if in_place:
+                key = keys.base + i * keys.row_stride
+            else:
+                keys.put(i, key_scratch)
+                key = key_scratch
+            row = rows + i * step if plain else row_scratch
+            result = fm_elem(command, fd, key, row, flags)
+            if result == 0:
+                found[i] = 1
+                hits[0] += 1
+                if not plain:
+                    columns.fill(row, rows + i * step)
+            elif result == -ENOENT:
+                found[i] = 0
+                memset(rows + i * step, 0, step)
+            else:
+                done[0] = i
+                with gil:
+                    raise errors.batch_error(<int>-result, command, self._kind, i, i)
+        done[0] = count
+        return 0
+
+    def _apply_rows(self, int command, Rows keys not None, Rows values, uint64_t flags, str mode,
+                    errnos=None, Py_ssize_t chunk=0):
+        """Update or delete (`command`: the batch command) at each of `keys`, in their order.
+
+        Returns how many were applied. "raise" stops at the first that fails; "return" writes an
+        errno each to `errnos`; "ignore" skips keys that are missing. What leaves it carries
+        ``applied``.
+        """
+        cdef int fd
+        cdef Block key_scratch, row_scratch
+        cdef Py_ssize_t applied = 0
+        cdef char *k = NULL
+        cdef char *v = NULL
+        cdef int32_t *codes = NULL
+        cdef int how = MODES[mode]
+        if values is not None and values.count != keys.count:
+            raise ValueError(f"{keys.count} keys, but {values.count} values")
+        if errnos is not None:
+            if errnos.nbytes != keys.count * 4:
+                raise ValueError(f"{errnos.nbytes} bytes for {keys.count} errnos")
+            codes = <int32_t *>data_of(errnos)
+        if chunk <= 0:
+            chunk = max(256, min(32768, (4 << 20) // (self._key.size + self._value.size)))
+        chunk = min(chunk, max(1, 0xffffffff // max(self._key.size, self._value.size)))
+        if not keys.packed:
+            key_scratch = Block(min(chunk, keys.count) * self._key.size)
+            k = key_scratch.data
+        if values is not None and not values.packed:
+            row_scratch = Block(min(chunk, keys.count) * self._value.size)
+            v = row_scratch.data
+        fd = self._fd.acquire()
+        try:
+            with nogil:
+                self._apply(command, keys, values, flags, how, codes, chunk, k, v, fd, &applied)
+        except BaseException as error:
+            error.applied = applied
+            raise
+        finally:
+            self._fd.release()
+        return applied
+
+    cdef int _apply(self, int command, Rows keys, Rows values, uint64_t flags, int mode,
+                    int32_t *errnos, Py_ssize_t chunk, char *key_scratch, char *row_scratch,
+                    int fd, Py_ssize_t *applied) except -1 nogil:
+        cdef int one = (FM_MAP_UPDATE_ELEM if command == FM_MAP_UPDATE_BATCH
+                        else FM_MAP_DELETE_ELEM)
+        cdef Py_ssize_t count = keys.count, size = keys.size, row = self._value.size
+        cdef Py_ssize_t start = 0, stop, i = 0, singles = 0
+        cdef char *k = NULL
+        cdef char *v = NULL
+        cdef uint32_t todo, offered
+        cdef long result
+        cdef uint64_t last = 0
+        cdef bint by_batch = not self._no_batch and flags & ~<uint64_t>LOCK == 0
+        while i < count:
+            # The chunk [start, stop) lies at k and v as the kernel wants it.
+            start = i
+            stop = min(start + chunk, count)
+            k = _chunk(keys, start, stop, key_scratch)
+            if values is not None:
+                v = _chunk(values, start, stop, row_scratch)
+            look_for_signals(&last)
+            while i < stop:
+                if by_batch and singles == 0:
+                    offered = todo = <uint32_t>(stop - i)
+                    result = fm_batch(command, fd, NULL, NULL, k + (i - start) * size,
+                                      v + (i - start) * row if v != NULL else NULL, &todo, flags)
+                    if result < 0 and todo == offered:
+                        todo = 0  # the kernel refused the whole, and left the count alone
+                        if result in (-EINVAL, -ENOTSUPP, -EOPNOTSUPP):
+                            # No such batch command here, or a bad element: one by one tells.
+                            self._no_batch = result == -ENOTSUPP
+                            by_batch = False
+                            continue
+                else:
+                    todo = 1
+                    result = fm_elem(one, fd, k + (i - start) * size,
+                                     v + (i - start) * row if v != NULL else NULL, flags)
+                    if result < 0:
+                        todo = 0
+                    elif singles:
+                        singles -= 1
+                    if (i - start) & 255 == 255:
+                        look_for_signals(&last)
+                i += todo
+                applied[0] += todo
+                if result >= 0:
+                    continue
+                if mode == RETURN:
+                    errnos[i] = <int32_t>-result
+                elif mode == RAISE or result != -ENOENT:
+                    with gil:
+                        raise errors.batch_error(<int>-result, command, self._kind, applied[0], i)
+                i += 1
+                singles = STEPS_AFTER_FAILURE
+        return 0
+
+
+cdef char *_chunk(Rows rows, Py_ssize_t start, Py_ssize_t stop, char *scratch) noexcept nogil:
+    """Return where rows [start, stop) lie as the kernel wants them, one behind the other."""
+    cdef Py_ssize_t i
+    if rows.packed:
+        return <char *>rows.base + start * rows.size
+    for i in range(start, stop):
+        rows.put(i, scratch + (i - start) * rows.size)
+    return scratch

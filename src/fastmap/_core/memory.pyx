@@ -1,0 +1,147 @@
+"""The only owners of memory: `Block` (aligned heap) and `Mapping` (mmap).
+
+Both export the buffer protocol and count the exports. Arrays are made with ``np.frombuffer(owner)``
+and sliced from there, so that every view, through any chain of slices, keeps its owner alive.
+"""
+
+from cpython.buffer cimport PyBuffer_FillInfo
+from libc.errno cimport errno
+from libc.stdint cimport uintptr_t
+from libc.stdlib cimport free
+
+from fastmap._core.syscall cimport Fd
+
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void **memory, size_t alignment, size_t size)
+
+cdef extern from "<sys/mman.h>" nogil:
+    void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
+    int munmap(void *address, size_t length)
+    int PROT_READ
+    int PROT_WRITE
+    int MAP_SHARED
+    int MAP_PRIVATE
+    int MAP_ANONYMOUS
+    int MAP_NORESERVE
+    void *MAP_FAILED
+
+cdef Py_ssize_t PAGE = 4096
+cdef Py_ssize_t _live_bytes = 0
+cdef Py_ssize_t _live_owners = 0
+
+
+def live():
+    """Return ``(owners, bytes)`` that are alive in this process: the ledger of the tests."""
+    return _live_owners, _live_bytes
+
+
+cdef class Owner:
+    """What `Block` and `Mapping` share: the count of exports and the buffer protocol."""
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        if self.data == NULL:
+            raise ValueError("the memory is closed")
+        PyBuffer_FillInfo(view, self, self.data, self.size, self.readonly, flags)
+        self.exports += 1
+
+    def __releasebuffer__(self, Py_buffer *view):
+        self.exports -= 1
+
+    def __len__(self):
+        return self.size
+
+    @property
+    def address(self):
+        """Where the memory starts: for arguments that a program takes."""
+        return <uintptr_t>self.data
+
+
+cdef class Block(Owner):
+    """Heap memory on a cache line of its own, not initialised."""
+
+    def __cinit__(self, Py_ssize_t size):
+        global _live_bytes, _live_owners
+        cdef void *memory = NULL
+        if size < 0:
+            raise ValueError(f"a block of {size} bytes")
+        if posix_memalign(&memory, 64, max(size, 64)) != 0:
+            raise MemoryError(f"no memory for {size} bytes")
+        self.data = <char *>memory
+        self.size = size
+        _live_bytes += size
+        _live_owners += 1
+
+    def __dealloc__(self):
+        global _live_bytes, _live_owners
+        if self.data != NULL:
+            free(self.data)
+            self.data = NULL
+            _live_bytes -= self.size
+            _live_owners -= 1
+
+
+cdef class Mapping(Owner):
+    """Pages of one mmap, unmapped when the last view of them is gone.
+
+    Parameters
+    ----------
+    size : int
+        Bytes.
+    fd : Fd, optional
+        What to map, shared; without it the pages are anonymous, private, and only reserved: they
+        cost memory from the first write on.
+    offset : int
+        Where in the file the mapping starts.
+    writable : bool
+    """
+
+    def __cinit__(self, Py_ssize_t size, Fd fd=None, long offset=0, bint writable=True):
+        global _live_bytes, _live_owners
+        cdef int protection = PROT_READ | PROT_WRITE if writable else PROT_READ
+        cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+        cdef int number = -1
+        cdef void *memory
+        if size <= 0:
+            raise ValueError(f"a mapping of {size} bytes")
+        if fd is not None:
+            flags = MAP_SHARED
+            number = fd.get()
+        memory = mmap(NULL, size, protection, flags, number, offset)
+        if memory == MAP_FAILED:
+            if fd is None:
+                raise MemoryError(f"no address space for {size} bytes")
+            raise OSError(errno, f"mmap of {size} bytes failed")
+        self.data = <char *>memory
+        self.size = size
+        self.readonly = not writable
+        _live_bytes += size
+        _live_owners += 1
+
+    def __dealloc__(self):
+        self._unmap()
+
+    def _unmap(self):
+        global _live_bytes, _live_owners
+        cdef char *data = self.data
+        if data != NULL:
+            self.data = NULL
+            _live_bytes -= self.size
+            _live_owners -= 1
+            with nogil:
+                munmap(data, self.size)
+
+    def close(self):
+        """Unmap now; refuses with `BufferError` while views live."""
+        if self.exports:
+            raise BufferError(f"{self.exports} views of the mapping are alive")
+        self._unmap()
+
+    cdef void touch(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+        """Make the pages of ``[start, stop)`` present, so that the kernel cannot fail on them."""
+        cdef volatile char *byte
+        cdef Py_ssize_t at = start
+        while at < stop:
+            byte = self.data + at
+            byte[0] = byte[0]
+            at = (at // PAGE + 1) * PAGE

@@ -1,0 +1,185 @@
+"""Programs: load, run, attach.
+
+For demos, tests and the in-kernel way: raw instructions in, no ELF loader.
+"""
+
+from fastmap.enums import NAME_BYTES, ProgType
+
+from libc.string cimport memset
+
+from fastmap._core import syscall
+
+from fastmap._core.syscall cimport Fd, check
+from fastmap._core.uapi cimport *
+
+
+cdef class Program:
+    """A loaded BPF program.
+
+    Parameters
+    ----------
+    type : ProgType or str
+        What the program may be attached to; a lower-case name will do.
+    code : bytes or object
+        Raw instructions, 8 bytes each; or what an assembler made: an object with ``insns`` and,
+        where there are subprograms, ``btf``, ``func_info`` and ``func_info_rec_size``
+        (`fastmap.asm.Code`).
+    license : str
+        Helpers may ask for "GPL".
+    name : str
+        At most 15 bytes.
+    flags : int
+        Such as BPF_F_SLEEPABLE (16).
+    expected_attach_type, attach_btf_id : int
+
+    Raises
+    ------
+    PermissionDenied
+        CAP_BPF or CAP_PERFMON is missing, or the verifier refuses the program.
+    BpfError
+        Any other failure. The end of the verifier's log is part of the message.
+
+    Notes
+    -----
+    Linux 3.18 and later; what the program does may need more.
+    """
+
+    def __init__(self, type, code, *, str license="GPL", str name="", int flags=0,
+                 int expected_attach_type=0, int attach_btf_id=0):
+        cdef bytes insns = code if isinstance(code, bytes) else code.insns
+        cdef bytes btf = getattr(code, "btf", None) or b""
+        cdef Fd btf_fd = None
+        kind = ProgType[type.upper()] if isinstance(type, str) else ProgType(type)
+        if len(insns) == 0 or len(insns) % 8:
+            raise ValueError(f"instructions have 8 bytes each; given were {len(insns)} bytes")
+        encoded = name.encode()
+        if len(encoded) > NAME_BYTES:
+            raise ValueError(f"the kernel keeps {NAME_BYTES} bytes of a name, not {len(encoded)}")
+        if btf:
+            btf_fd = syscall.btf_load(btf)
+        self._uses = code
+        self.name = name
+        self.type = kind
+        self._fd = syscall.prog_load(
+            kind, insns, license.encode(), encoded, flags, expected_attach_type, attach_btf_id,
+            btf_fd, getattr(code, "func_info", b"") if btf else b"",
+            getattr(code, "func_info_rec_size", 8))
+
+    @property
+    def closed(self):
+        """Whether the descriptor is closed."""
+        return self._fd.closed
+
+    @property
+    def id(self):
+        """The kernel's number of the program."""
+        return syscall.prog_info(self._fd)["id"]
+
+    def fileno(self):
+        """Return the descriptor."""
+        return self._fd.fileno()
+
+    def run(self, ctx=None, *, data=None, int repeat=0, int flags=0, int cpu=0):
+        """Run the program once (or `repeat` times) with BPF_PROG_TEST_RUN.
+
+        Parameters
+        ----------
+        ctx : bytes-like, optional
+            The context. A writable buffer gets back what a SYSCALL program left in it.
+        data : bytes-like, optional
+            The packet, for types that work on one.
+        repeat, flags, cpu : int
+            As bpf(2) takes them.
+
+        Returns
+        -------
+        int
+            What the program returned, as an unsigned 32-bit number.
+
+        Notes
+        -----
+        Needs Linux 4.12 (5.14 for SYSCALL programs, 5.10 for raw tracepoints), and no capability.
+        """
+        cdef fm_test_run attr
+        cdef long result
+        cdef int fd
+        cdef bytearray copy
+        memset(&attr, 0, sizeof(attr))
+        copy = None
+        if ctx is not None:
+            copy = bytearray(ctx)
+            attr.ctx_in = fm_ptr(<char *>copy)
+            attr.ctx_size_in = len(copy)
+        cdef bytes packet = b"" if data is None else bytes(data)
+        if data is not None:
+            attr.data_in = fm_ptr(<const char *>packet)
+            attr.data_size_in = len(packet)
+        attr.repeat = repeat
+        attr.flags = flags
+        attr.cpu = cpu
+        fd = self._fd.acquire()
+        attr.prog_fd = fd
+        try:
+            with nogil:
+                result = fm_bpf(FM_PROG_TEST_RUN, &attr, sizeof(attr))
+        finally:
+            self._fd.release()
+        check(result, FM_PROG_TEST_RUN, 0, self.name)
+        if ctx is not None:
+            view = memoryview(ctx)
+            if not view.readonly:
+                view.cast("B")[:] = copy
+        return attr.retval
+
+    def attach_raw_tracepoint(self, str name):
+        """Attach to a raw tracepoint, such as "sys_enter"; return the `Link` that holds it.
+
+        Notes
+        -----
+        Linux 4.17, CAP_BPF and CAP_PERFMON. The program runs until the link is closed.
+        """
+        return Link(syscall.raw_tracepoint_open(self._fd, name.encode()))
+
+    def pin(self, path):
+        """Pin the program at `path`, on a bpffs."""
+        syscall.obj_pin(self._fd, path)
+
+    def close(self):
+        """Close the descriptor; the program lives on while it is attached or pinned."""
+        self._fd.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __repr__(self):
+        state = "closed" if self._fd.closed else f"fd {self._fd.fileno()}"
+        return f"<fastmap.Program {self.name!r} {ProgType(self.type).name} {state}>"
+
+
+cdef class Link:
+    """A program's attachment; it ends with `close`, or when the object goes."""
+
+    def __init__(self, Fd fd not None):
+        self._fd = fd
+
+    @property
+    def closed(self):
+        """Whether the attachment has ended."""
+        return self._fd.closed
+
+    def fileno(self):
+        """Return the descriptor."""
+        return self._fd.fileno()
+
+    def close(self):
+        """Detach."""
+        self._fd.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

@@ -1,0 +1,232 @@
+"""The exceptions, from one table of errnos.
+
+Every failure of bpf(2) is a `BpfError`, an `OSError` that keeps the errno. Its subclasses are also
+the built-in class that fits, so that ``except KeyError`` and ``except PermissionError`` do what
+they do everywhere else.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+from functools import cache
+
+from fastmap.enums import Command, MapType, Version, version_text
+
+#: The kernel's own ENOTSUPP: it reaches user space, but has no name in ``errno``.
+ENOTSUPP = 524
+
+
+class BpfError(OSError):
+    """A bpf(2) command failed.
+
+    Attributes
+    ----------
+    errno : int
+        The kernel's error number.
+    command : Command or None
+        The command that failed.
+    """
+
+    command: Command | None = None
+
+
+class KeyNotFound(BpfError, KeyError):
+    """The map has no such key, or is empty."""
+
+
+class KeyExists(BpfError, FileExistsError):
+    """The key is in the map already, and the update said NOEXIST."""
+
+
+class MapFull(BpfError):
+    """The map has no room for a further entry."""
+
+
+class NotSupported(BpfError, NotImplementedError):
+    """This map type, or this kernel, does not have the operation."""
+
+
+class PermissionDenied(BpfError, PermissionError):
+    """A capability is missing, or the map or its handle does not allow the operation."""
+
+
+class ObjectNotFound(BpfError, FileNotFoundError):
+    """No map or program stands under that path, id or name."""
+
+
+class BatchError(BpfError):
+    """A call over many elements failed at one of them.
+
+    What is raised is both a `BatchError` and the class of the one failure, so that
+    ``except MapFull`` works as well.
+
+    Attributes
+    ----------
+    applied : int
+        How many elements were applied. Where the call works through its elements in order,
+        these are exactly the first ones.
+    index : int
+        The index of the element that failed.
+    """
+
+    applied: int = 0
+    index: int = 0
+
+
+_HASHES = frozenset(
+    {MapType.HASH, MapType.PERCPU_HASH, MapType.LRU_HASH, MapType.LRU_PERCPU_HASH}
+)
+_ARRAYS = frozenset({MapType.ARRAY, MapType.PERCPU_ARRAY})
+_ALL_TYPES = frozenset(MapType)
+
+_LOOKUPS = frozenset(
+    {Command.MAP_LOOKUP_ELEM, Command.MAP_LOOKUP_AND_DELETE_ELEM, Command.MAP_LOOKUP_BATCH,
+     Command.MAP_LOOKUP_AND_DELETE_BATCH}
+)
+_UPDATES = frozenset({Command.MAP_UPDATE_ELEM, Command.MAP_UPDATE_BATCH})
+_DELETES = frozenset({Command.MAP_DELETE_ELEM, Command.MAP_DELETE_BATCH})
+_ELEMENTS = _LOOKUPS | _UPDATES | _DELETES | {Command.MAP_GET_NEXT_KEY}
+_BY_ID = frozenset(
+    {Command.MAP_GET_FD_BY_ID, Command.PROG_GET_FD_BY_ID, Command.BTF_GET_FD_BY_ID,
+     Command.MAP_GET_NEXT_ID, Command.PROG_GET_NEXT_ID, Command.BTF_GET_NEXT_ID}
+)
+_PATHS = frozenset({Command.OBJ_GET, Command.OBJ_PIN})
+_CREATES = frozenset({Command.MAP_CREATE, Command.BTF_LOAD, Command.PROG_LOAD})
+_ALL_COMMANDS = frozenset(Command)
+
+_SINCE = "{command} on {type} needs Linux {since}; this is {release}"
+
+# errno, commands, map types, class, what it means. The first row that fits is taken.
+_Row = tuple[int, frozenset[Command], frozenset[MapType], type[BpfError], str]
+_TABLE: tuple[_Row, ...] = (
+    (_errno.ENOENT, _UPDATES, _ALL_TYPES, KeyNotFound, "no such key, and the update said EXIST"),
+    (_errno.ENOENT, _ELEMENTS, _ARRAYS, KeyNotFound, "the index is past the end of the array"),
+    (_errno.ENOENT, _ELEMENTS, _ALL_TYPES, KeyNotFound, "no such key"),
+    (_errno.ENOENT, _BY_ID, _ALL_TYPES, ObjectNotFound, "no object has that id"),
+    (_errno.ENOENT, frozenset({Command.OBJ_GET}), _ALL_TYPES, ObjectNotFound,
+     "nothing is pinned there"),
+    (_errno.ENOENT, frozenset({Command.OBJ_PIN}), _ALL_TYPES, ObjectNotFound,
+     "the folder does not exist"),
+    (_errno.EEXIST, frozenset({Command.OBJ_PIN}), _ALL_TYPES, KeyExists,
+     "something is pinned there already"),
+    (_errno.EEXIST, _UPDATES, _ARRAYS, KeyExists,
+     "an array's elements always exist, and the update said NOEXIST"),
+    (_errno.EEXIST, _UPDATES, _ALL_TYPES, KeyExists,
+     "the key exists, and the update said NOEXIST"),
+    (_errno.E2BIG, _UPDATES, _ARRAYS, KeyNotFound, "the index is past the end of the array"),
+    (_errno.E2BIG, _UPDATES, _ALL_TYPES, MapFull, "map is full"),
+    (_errno.ENOSPC, _UPDATES, frozenset({MapType.LPM_TRIE}), MapFull, "map is full"),
+    (_errno.E2BIG, frozenset({Command.MAP_CREATE}), _ALL_TYPES, BpfError,
+     "the map is larger than this kernel allows (key, value, or max_entries)"),
+    (_errno.EINVAL, frozenset({Command.MAP_CREATE}), _ALL_TYPES, BpfError,
+     "a size, a flag, or their combination is not allowed for this type, or this kernel lacks it"),
+    (_errno.ENOMEM, frozenset({Command.MAP_CREATE}), _ALL_TYPES, BpfError,
+     "no memory for the map (or its cgroup's limit is reached)"),
+    (_errno.EINVAL, _DELETES, _ARRAYS, NotSupported,
+     "an array's elements cannot be deleted: write zeros instead"),
+    (_errno.EPERM, _CREATES, _ALL_TYPES, PermissionDenied,
+     "needs CAP_BPF (CAP_NET_ADMIN as well for devices and sockets, CAP_PERFMON for tracing; "
+     "before Linux 5.8 CAP_SYS_ADMIN); see also sysctl kernel.unprivileged_bpf_disabled"),
+    (_errno.EACCES, frozenset({Command.PROG_LOAD}), _ALL_TYPES, PermissionDenied,
+     "the verifier rejects the program, or CAP_PERFMON is missing"),
+    (_errno.EPERM, _BY_ID, _ALL_TYPES, PermissionDenied, "needs CAP_SYS_ADMIN"),
+    (_errno.EPERM, _PATHS, _ALL_TYPES, PermissionDenied,
+     "the path is not on a mounted bpffs, its name holds a dot, or CAP_BPF is missing"),
+    (_errno.EACCES, _PATHS, _ALL_TYPES, PermissionDenied,
+     "the file's mode does not allow it, or it is not a BPF object"),
+    (_errno.EPERM, frozenset({Command.MAP_FREEZE}), _ALL_TYPES, PermissionDenied,
+     "the map is frozen already, or this handle is read-only"),
+    (_errno.EBUSY, frozenset({Command.MAP_FREEZE}), _ALL_TYPES, BpfError,
+     "a writable mapping of the map is alive"),
+    (_errno.EPERM, _UPDATES | _DELETES, _ALL_TYPES, PermissionDenied,
+     "the map is frozen, or this handle is read-only"),
+    (_errno.EPERM, _ELEMENTS, _ALL_TYPES, PermissionDenied,
+     "this handle is write-only (or read-only, for a delete), or the map is frozen"),
+    (_errno.EPERM, _ALL_COMMANDS, _ALL_TYPES, PermissionDenied, "not permitted"),
+    (_errno.EACCES, _ALL_COMMANDS, _ALL_TYPES, PermissionDenied, "not permitted"),
+    (ENOTSUPP, _ALL_COMMANDS, _ALL_TYPES, NotSupported, "{unsupported}"),
+    (_errno.EOPNOTSUPP, _ALL_COMMANDS, _ALL_TYPES, NotSupported, "{unsupported}"),
+)
+
+# Commands that came to a map type later than both did alone.
+_LATER: dict[tuple[Command, MapType], Version] = {
+    **{(Command.MAP_LOOKUP_AND_DELETE_ELEM, t): (5, 14) for t in _HASHES},
+    **{(c, MapType.PERCPU_ARRAY): (5, 13)
+       for c in (Command.MAP_LOOKUP_BATCH, Command.MAP_UPDATE_BATCH)},
+    **{(c, MapType.LPM_TRIE): (5, 13)
+       for c in (Command.MAP_LOOKUP_BATCH, Command.MAP_UPDATE_BATCH, Command.MAP_DELETE_BATCH)},
+}
+_LACKS: dict[MapType, frozenset[Command]] = {
+    t: _DELETES | {Command.MAP_LOOKUP_AND_DELETE_ELEM, Command.MAP_LOOKUP_AND_DELETE_BATCH}
+    for t in _ARRAYS
+}
+
+
+def smallest_kernel(command: Command, map_type: MapType) -> Version | None:
+    """Return the first Linux with `command` on `map_type`, or None where none has it."""
+    if command in _LACKS.get(map_type, ()):
+        return None
+    return _LATER.get((command, map_type), max(command.since, map_type.since))
+
+
+def _running() -> Version:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
+
+
+def _unsupported(command: Command, map_type: MapType) -> str:
+    name = f"BPF_{command.name}"
+    since = smallest_kernel(command, map_type)
+    if map_type and since and _running() < since:
+        return _SINCE.format(command=name, type=map_type.name, since=version_text(since),
+                             release=os.uname().release)
+    return f"{name} is not there for {map_type.name}" if map_type else f"{name} is not there"
+
+
+def _strerror(number: int) -> str:
+    return "operation not supported" if number == ENOTSUPP else os.strerror(number)
+
+
+def from_errno(number: int, command: int, map_type: int = 0, detail: str = "") -> BpfError:
+    """Return the exception for a failed command.
+
+    Parameters
+    ----------
+    number : int
+        The errno, positive.
+    command : int
+        The bpf(2) command.
+    map_type : int
+        The type of the map it worked on; 0 where there is none.
+    detail : str
+        What was asked for, to stand in front of the reason: a path, an id, a key.
+    """
+    cmd, kind = Command(command), MapType(map_type)
+    cls, meaning = BpfError, _strerror(number)
+    for errno, commands, types, row_class, text in _TABLE:
+        if errno == number and cmd in commands and kind in types:
+            cls, meaning = row_class, text.format(unsupported=_unsupported(cmd, kind))
+            break
+    where = f"{detail}: " if detail else ""
+    name = f"BPF_{cmd.name}"
+    error = cls(number, where + (meaning if name in meaning else f"{meaning} ({name})"))
+    error.command = cmd
+    return error
+
+
+@cache
+def _batch_class(cls: type[BpfError]) -> type[BatchError]:
+    if cls is BpfError:
+        return BatchError
+    return type(f"Batch{cls.__name__}", (BatchError, cls), {"__doc__": cls.__doc__})
+
+
+def batch_error(
+    number: int, command: int, map_type: int, applied: int, index: int
+) -> BatchError:
+    """Return the exception for a call over many elements that failed at one of them."""
+    one = from_errno(number, command, map_type)
+    error = _batch_class(type(one))(number, f"element {index}: {one.strerror} [{applied} applied]")
+    error.command, error.applied, error.index = one.command, applied, index
+    return error
