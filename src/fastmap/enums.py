@@ -6,6 +6,7 @@ without their common prefix: ``BPF_MAP_TYPE_LPM_TRIE`` is ``MapType.LPM_TRIE``.
 
 from __future__ import annotations
 
+import os
 from enum import IntEnum, IntFlag
 from typing import Self
 
@@ -189,6 +190,35 @@ EXIST = UpdateFlag.EXIST
 
 #: The longest name the kernel keeps for a map or a program, in bytes.
 NAME_BYTES = 15
+
+
+_ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
+_HASHES = (MapType.HASH, MapType.PERCPU_HASH, MapType.LRU_HASH, MapType.LRU_PERCPU_HASH)
+_ON_TRIE = (Command.MAP_LOOKUP_BATCH, Command.MAP_UPDATE_BATCH, Command.MAP_DELETE_BATCH)
+
+# Commands that came to a map type later than both did alone; None where they never did.
+_LATER: dict[tuple[Command, MapType], Version | None] = {
+    **{(Command.MAP_LOOKUP_AND_DELETE_ELEM, t): (5, 14) for t in _HASHES},
+    **{(c, MapType.PERCPU_ARRAY): (5, 13)
+       for c in (Command.MAP_LOOKUP_BATCH, Command.MAP_UPDATE_BATCH)},
+    **{(c, MapType.LPM_TRIE): (5, 13) for c in _ON_TRIE},
+    **{(c, t): None for t in _ARRAYS
+       for c in (Command.MAP_DELETE_ELEM, Command.MAP_DELETE_BATCH,
+                 Command.MAP_LOOKUP_AND_DELETE_ELEM, Command.MAP_LOOKUP_AND_DELETE_BATCH)},
+    **{(c, MapType.LPM_TRIE): None
+       for c in (Command.MAP_LOOKUP_AND_DELETE_ELEM, Command.MAP_LOOKUP_AND_DELETE_BATCH)},
+}
+
+
+def smallest_kernel(command: Command, map_type: MapType) -> Version | None:
+    """Return the first Linux with `command` on `map_type`, or None where none has it."""
+    return _LATER.get((command, map_type), max(command.since, map_type.since))
+
+
+def running_kernel() -> Version:
+    """Return the release of the running kernel, as a tuple of two."""
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
 
 
 def version_text(version: Version) -> str:

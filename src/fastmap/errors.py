@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno as _errno
 import os
 from functools import cache
+from typing import Any
 
-from fastmap.enums import Command, MapType, Version, version_text
+from fastmap.enums import Command, MapType, running_kernel, smallest_kernel, version_text
 
 #: The kernel's own ENOTSUPP: it reaches user space, but has no name in ``errno``.
 ENOTSUPP = 524
@@ -72,6 +73,11 @@ class BatchError(BpfError):
 
     applied: int = 0
     index: int = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class of both is made as needed: another process may not have it yet.
+        one = next((c for c in type(self).__mro__ if not issubclass(c, BatchError)), BpfError)
+        return _batch_error_again, (one, self.args, self.__dict__)
 
 
 _HASHES = frozenset(
@@ -145,40 +151,17 @@ _TABLE: tuple[_Row, ...] = (
      "this handle is write-only (or read-only, for a delete), or the map is frozen"),
     (_errno.EPERM, _ALL_COMMANDS, _ALL_TYPES, PermissionDenied, "not permitted"),
     (_errno.EACCES, _ALL_COMMANDS, _ALL_TYPES, PermissionDenied, "not permitted"),
+    (ENOTSUPP, frozenset({Command.MAP_CREATE}), _ALL_TYPES, NotSupported,
+     "this type does not have one of the flags (an LRU is always preallocated)"),
     (ENOTSUPP, _ALL_COMMANDS, _ALL_TYPES, NotSupported, "{unsupported}"),
     (_errno.EOPNOTSUPP, _ALL_COMMANDS, _ALL_TYPES, NotSupported, "{unsupported}"),
 )
-
-# Commands that came to a map type later than both did alone.
-_LATER: dict[tuple[Command, MapType], Version] = {
-    **{(Command.MAP_LOOKUP_AND_DELETE_ELEM, t): (5, 14) for t in _HASHES},
-    **{(c, MapType.PERCPU_ARRAY): (5, 13)
-       for c in (Command.MAP_LOOKUP_BATCH, Command.MAP_UPDATE_BATCH)},
-    **{(c, MapType.LPM_TRIE): (5, 13)
-       for c in (Command.MAP_LOOKUP_BATCH, Command.MAP_UPDATE_BATCH, Command.MAP_DELETE_BATCH)},
-}
-_LACKS: dict[MapType, frozenset[Command]] = {
-    t: _DELETES | {Command.MAP_LOOKUP_AND_DELETE_ELEM, Command.MAP_LOOKUP_AND_DELETE_BATCH}
-    for t in _ARRAYS
-}
-
-
-def smallest_kernel(command: Command, map_type: MapType) -> Version | None:
-    """Return the first Linux with `command` on `map_type`, or None where none has it."""
-    if command in _LACKS.get(map_type, ()):
-        return None
-    return _LATER.get((command, map_type), max(command.since, map_type.since))
-
-
-def _running() -> Version:
-    major, minor = os.uname().release.split(".")[:2]
-    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
 
 
 def _unsupported(command: Command, map_type: MapType) -> str:
     name = f"BPF_{command.name}"
     since = smallest_kernel(command, map_type)
-    if map_type and since and _running() < since:
+    if map_type and since and running_kernel() < since:
         return _SINCE.format(command=name, type=map_type.name, since=version_text(since),
                              release=os.uname().release)
     return f"{name} is not there for {map_type.name}" if map_type else f"{name} is not there"
@@ -222,11 +205,20 @@ def _batch_class(cls: type[BpfError]) -> type[BatchError]:
     return type(f"Batch{cls.__name__}", (BatchError, cls), {"__doc__": cls.__doc__})
 
 
+def _batch_error_again(
+    cls: type[BpfError], args: tuple[Any, ...], state: dict[str, Any]
+) -> BatchError:
+    error = _batch_class(cls)(*args)  # type: ignore[arg-type]
+    error.__dict__.update(state)
+    return error
+
+
 def batch_error(
     number: int, command: int, map_type: int, applied: int, index: int
 ) -> BatchError:
     """Return the exception for a call over many elements that failed at one of them."""
     one = from_errno(number, command, map_type)
-    error = _batch_class(type(one))(number, f"element {index}: {one.strerror} [{applied} applied]")
+    kind = _batch_class(type(one))  # type: ignore[arg-type]  # takes the hash of an instance
+    error = kind(number, f"element {index}: {one.strerror} [{applied} applied]")
     error.command, error.applied, error.index = one.command, applied, index
     return error

@@ -23,19 +23,24 @@ cdef class BatchReader:
     cdef Py_ssize_t command_limit
     cdef Py_ssize_t key_size
     cdef Py_ssize_t row_size
-    cdef Py_ssize_t out_size
+    cdef readonly Py_ssize_t out_size
     cdef Py_ssize_t max_entries
     cdef Py_ssize_t walked
     cdef bint is_array
     cdef bint started
     cdef readonly bint ended
+    # Whether the walk returns each stable key once; not where it goes from key to key of a hash.
+    cdef readonly bint exact
     cdef readonly Py_ssize_t filled
     cdef readonly uint64_t started_ns
     cdef readonly uint64_t ended_ns
     cdef bint busy
     cdef unsigned int generation
 
+    cdef int _refuse_second(self) except -1
     cdef int _grow(self, Py_ssize_t room) except -1
     cdef int _grow_scratch(self, Py_ssize_t rows) except -1
     cdef int _run(self, bint drain, bint whole, int fd) except -1 nogil
+    cdef int _walk(self, bint drain, bint whole, int fd) except -1 nogil
+    cdef long _take_next(self, bint drain, int fd, char *key, char *row) noexcept nogil
     cdef void _touch(self, Py_ssize_t count) noexcept nogil

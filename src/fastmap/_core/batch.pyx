@@ -7,7 +7,8 @@ that reading grows no buffer, copies nothing, and costs a sparse map little.
 
 from fastmap import errors
 
-from libc.errno cimport EINTR, ENOENT, ENOSPC
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EINTR, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -22,6 +23,7 @@ cdef enum:
     SMALLEST_CHUNK = 256
     # One command cannot be interrupted; so many entries take some tens of milliseconds.
     LARGEST_COMMAND = 131072
+    ENOTSUPP = 524
 
 
 cdef class BatchReader:
@@ -92,8 +94,19 @@ cdef class BatchReader:
         self.touched = 0
         return 0
 
+    cdef int _refuse_second(self) except -1:
+        if self.busy and self.generation == forks():
+            raise RuntimeError("the reader is in use by another thread")
+        return 0
+
+    @property
+    def exports(self):
+        """How many arrays were made on the buffers and are alive."""
+        return self.keys.exports + self.values.exports
+
     def rewind(self):
         """Start over at the map's first entry."""
+        self._refuse_second()
         self.started = False
         self.ended = False
         self.walked = 0
@@ -106,16 +119,19 @@ cdef class BatchReader:
         ``filled`` how many are there: a drain has deleted these.
         """
         cdef int fd
-        if self.busy and self.generation == forks():
-            raise RuntimeError("the reader is in use by another thread")
+        self._refuse_second()
+        if drain and self.is_array:
+            raise errors.from_errno(ENOTSUPP, FM_MAP_LOOKUP_AND_DELETE_BATCH, self.map._kind)
         self.generation = forks()
+        self.filled = 0
         fd = self.map._fd.acquire()
         self.busy = True
-        self.filled = 0
         self.started_ns = fm_monotonic_ns()
         try:
             with nogil:
                 self._run(drain, whole, fd)
+            # A Ctrl-C that came meanwhile is raised here, where `filled` is at hand.
+            PyErr_CheckSignals()
         finally:
             self.ended_ns = fm_monotonic_ns()
             self.busy = False
@@ -131,6 +147,9 @@ cdef class BatchReader:
         cdef long result
         cdef char *keys
         cdef char *rows
+        self.exact = True
+        if self.map.no_read_batch:
+            return self._walk(drain, whole, fd)
         while not self.ended:
             if self.is_array and self.walked >= self.max_entries:
                 self.ended = True
@@ -154,8 +173,16 @@ cdef class BatchReader:
                 if result == -ENOSPC and count == 0 and want < self.command_limit:
                     # The next bucket is larger than the room: once more, from the same cursor.
                     self.started = True
-                    want = min(2 * min(want, max(room, 1)), self.command_limit)
+                    if room < want:
+                        with gil:
+                            self._grow(2 * want)
+                    else:
+                        want = min(2 * want, self.command_limit)
                     continue
+                if not self.started and result in (-EINVAL, -ENOTSUPP, -EOPNOTSUPP):
+                    # No such command for this map on this kernel: from key to key, from now on.
+                    self.map.no_read_batch = True
+                    return self._walk(drain, whole, fd)
                 if result != -EINTR:
                     with gil:
                         raise errors.from_errno(<int>-result, command, self.map._kind)
@@ -177,6 +204,60 @@ cdef class BatchReader:
                 break
             look_for_signals(&last)
         return 0
+
+    cdef int _walk(self, bint drain, bint whole, int fd) except -1 nogil:
+        """Do what `_run` does, an element a call, for kernels without the batch commands."""
+        # Where keys come and go, GET_NEXT_KEY starts over now and then: bound the walk.
+        cdef Py_ssize_t limit = self.max_entries if self.is_array else 2 * self.max_entries + 1024
+        cdef uint64_t last = 0
+        cdef long result
+        cdef char *key
+        cdef char *row
+        self.exact = self.is_array
+        while not self.ended:
+            if self.walked & 255 == 0:
+                look_for_signals(&last)
+            if self.filled == self.capacity:
+                with gil:
+                    self._grow(self.chunk)
+            if drain:
+                self._touch(1)
+            key = self.keys.data + self.filled * self.key_size
+            row = (self.values.data + self.filled * self.row_size if self.columns is None
+                   else self.scratch.data)
+            result = self._take_next(drain, fd, key, row)
+            if result < 0 and result != -ENOENT:
+                with gil:
+                    raise errors.from_errno(<int>-result, FM_MAP_GET_NEXT_KEY, self.map._kind)
+            self.walked += 1
+            self.ended = self.ended or self.walked >= limit
+            if result == 0:
+                self.filled += 1 if self.columns is None else self.columns.run(
+                    key, self.key_size, row, self.row_size,
+                    self.values.data + self.filled * self.out_size, 1)
+            if not whole and self.filled >= self.chunk:
+                break
+        return 0
+
+    cdef long _take_next(self, bint drain, int fd, char *key, char *row) noexcept nogil:
+        """Copy the next key and its row (and delete it, to `drain`); -ENOENT where it is gone."""
+        cdef long result
+        # A drain deletes the key it is at: it always takes the first.
+        result = fm_elem(FM_MAP_GET_NEXT_KEY, fd,
+                         self.cursor.data if self.started and not drain else NULL, key, 0)
+        if result < 0:
+            self.ended = result == -ENOENT
+            return result
+        memcpy(self.cursor.data, key, self.key_size)
+        self.started = True
+        if drain:
+            result = fm_elem(FM_MAP_LOOKUP_AND_DELETE_ELEM, fd, key, row, 0)
+            if result not in (-EINVAL, -ENOTSUPP, -EOPNOTSUPP):
+                return result
+        result = fm_elem(FM_MAP_LOOKUP_ELEM, fd, key, row, 0)
+        if drain and result == 0:  # before Linux 5.14: two steps
+            result = fm_elem(FM_MAP_DELETE_ELEM, fd, key, NULL, 0)
+        return result
 
     cdef void _touch(self, Py_ssize_t count) noexcept nogil:
         # A command that deletes and then fails to write loses entries: have the pages there.

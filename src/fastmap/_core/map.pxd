@@ -2,8 +2,9 @@
 
 from libc.stdint cimport int32_t, uint64_t
 
-from fastmap._core.codec cimport Codec, Rows
+from fastmap._core.codec cimport Codec
 from fastmap._core.columns cimport Columns
+from fastmap._core.rows cimport Rows
 from fastmap._core.syscall cimport Fd
 
 
@@ -12,8 +13,9 @@ cdef class MapCore:
     cdef readonly int _kind
     cdef readonly Codec _key
     cdef readonly Codec _value
-    # Batch commands this kernel turned out to lack for this map: not tried again.
+    # Batch commands that this kernel turned out to lack for this map are not tried again.
     cdef readonly bint _no_batch
+    cdef bint no_read_batch
 
     cdef object _take(self, int command, object key, uint64_t flags)
     cdef int _put(self, object key, object value, uint64_t flags) except -1

@@ -7,13 +7,15 @@ up once, and look for signals as they go.
 
 from fastmap import errors
 
+from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINVAL, ENOENT, EOPNOTSUPP
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastmap._core.codec cimport Codec, Rows, data_of
+from fastmap._core.codec cimport Codec, data_of
 from fastmap._core.columns cimport Columns
 from fastmap._core.memory cimport Block
+from fastmap._core.rows cimport Rows
 from fastmap._core.syscall cimport Fd, look_for_signals
 from fastmap._core.uapi cimport *
 
@@ -146,11 +148,33 @@ cdef class MapCore:
             raise self._failed(result, FM_MAP_GET_NEXT_KEY, key)
         return self._key.decode(found)
 
+    def _pop(self):
+        """Delete an entry, some one, and return its key and value; None where there is none.
+
+        The key goes back to the kernel as it came, with any padding that a program left dirty.
+        """
+        cdef Block key = Block(self._key.size)
+        cdef Block value = Block(self._value.size)
+        cdef int command
+        cdef long result
+        while True:
+            command = FM_MAP_GET_NEXT_KEY
+            result = fm_elem(command, self._fd.get(), NULL, key.data, 0)
+            if result == -ENOENT:
+                return None
+            if result == 0:
+                command = FM_MAP_LOOKUP_AND_DELETE_ELEM
+                result = fm_elem(command, self._fd.get(), key.data, value.data, 0)
+            if result == 0:
+                return self._key.decode(key.data), self._value.decode(value.data)
+            if result != -ENOENT:  # or someone else was faster
+                raise self._failed(result, command, None)
+
     cdef object _failed(self, long result, int command, object key):
-        text = repr(key)
-        if len(text) > 60:
-            text = text[:57] + "..."
-        return errors.from_errno(<int>-result, command, self._kind, f"key {text}")
+        text = "" if key is None else f"key {key!r}"
+        if len(text) > 64:
+            text = text[:61] + "..."
+        return errors.from_errno(<int>-result, command, self._kind, text)
 
     def _may(self, int command):
         """Ask the kernel whether this handle may use `command`: a batch of nothing."""
@@ -262,6 +286,8 @@ cdef class MapCore:
         try:
             with nogil:
                 self._apply(command, keys, values, flags, how, codes, chunk, k, v, fd, &applied)
+            # A Ctrl-C that came meanwhile is raised here, where `applied` is at hand.
+            PyErr_CheckSignals()
         except BaseException as error:
             error.applied = applied
             raise
@@ -299,10 +325,14 @@ cdef class MapCore:
                         todo = 0  # the kernel refused the whole, and left the count alone
                         if result in (-EINVAL, -ENOTSUPP, -EOPNOTSUPP):
                             # No such batch command here, or a bad element: one by one tells.
-                            self._no_batch = result == -ENOTSUPP
+                            # An array takes updates in a batch, but no deletes.
+                            self._no_batch = (
+                                result == -ENOTSUPP and command == FM_MAP_UPDATE_BATCH)
                             by_batch = False
                             continue
                 else:
+                    if (i - start) & 255 == 255:
+                        look_for_signals(&last)
                     todo = 1
                     result = fm_elem(one, fd, k + (i - start) * size,
                                      v + (i - start) * row if v != NULL else NULL, flags)
@@ -310,8 +340,6 @@ cdef class MapCore:
                         todo = 0
                     elif singles:
                         singles -= 1
-                    if (i - start) & 255 == 255:
-                        look_for_signals(&last)
                 i += todo
                 applied[0] += todo
                 if result >= 0:

@@ -138,10 +138,13 @@ cdef class Mapping(Owner):
         self._unmap()
 
     cdef void touch(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-        """Make the pages of ``[start, stop)`` present, so that the kernel cannot fail on them."""
-        cdef volatile char *byte
+        """Make the pages of ``[start, stop)``, which holds nothing yet, present for writing.
+
+        So that the kernel cannot fail on them. Written without a read before, which would fault
+        once more: for the page of zeros that stands behind what was never written.
+        """
+        cdef volatile char *data = self.data
         cdef Py_ssize_t at = start
         while at < stop:
-            byte = self.data + at
-            byte[0] = byte[0]
+            data[at] = 0
             at = (at // PAGE + 1) * PAGE

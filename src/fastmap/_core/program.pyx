@@ -5,10 +5,12 @@ For demos, tests and the in-kernel way: raw instructions in, no ELF loader.
 
 from fastmap.enums import NAME_BYTES, ProgType
 
-from libc.string cimport memset
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.string cimport memcpy, memset
 
 from fastmap._core import syscall
 
+from fastmap._core.map cimport MapCore
 from fastmap._core.syscall cimport Fd, check
 from fastmap._core.uapi cimport *
 
@@ -46,10 +48,14 @@ cdef class Program:
 
     def __init__(self, type, code, *, str license="GPL", str name="", int flags=0,
                  int expected_attach_type=0, int attach_btf_id=0):
-        cdef bytes insns = code if isinstance(code, bytes) else code.insns
+        cdef bytes insns = code if isinstance(code, bytes) else getattr(code, "insns", None)
         cdef bytes btf = getattr(code, "btf", None) or b""
         cdef Fd btf_fd = None
-        kind = ProgType[type.upper()] if isinstance(type, str) else ProgType(type)
+        kind = ProgType.__members__.get(type.upper()) if isinstance(type, str) else ProgType(type)
+        if kind is None:
+            raise ValueError(f"no program type is called {type!r}")
+        if insns is None:
+            raise TypeError("code is bytes, or what an assembler made")
         if len(insns) == 0 or len(insns) % 8:
             raise ValueError(f"instructions have 8 bytes each; given were {len(insns)} bytes")
         encoded = name.encode()
@@ -60,10 +66,20 @@ cdef class Program:
         self._uses = code
         self.name = name
         self.type = kind
-        self._fd = syscall.prog_load(
-            kind, insns, license.encode(), encoded, flags, expected_attach_type, attach_btf_id,
-            btf_fd, getattr(code, "func_info", b"") if btf else b"",
-            getattr(code, "func_info_rec_size", 8))
+        cdef list held = []
+        try:
+            # The instructions name maps by number: none of them may close before the load.
+            for used in getattr(code, "maps", ()):
+                if isinstance(used, MapCore):
+                    (<MapCore>used)._fd.acquire()
+                    held.append(used)
+            self._fd = syscall.prog_load(
+                kind, insns, license.encode(), encoded, flags, expected_attach_type,
+                attach_btf_id, btf_fd, getattr(code, "func_info", b"") if btf else b"",
+                getattr(code, "func_info_rec_size", 8))
+        finally:
+            for used in held:
+                (<MapCore>used)._fd.release()
 
     @property
     def closed(self):
@@ -107,10 +123,12 @@ cdef class Program:
         memset(&attr, 0, sizeof(attr))
         copy = None
         if ctx is not None:
-            copy = bytearray(ctx)
+            if not memoryview(ctx).c_contiguous:
+                raise ValueError("ctx is not C-contiguous")
+            copy = bytearray(memoryview(ctx))
             attr.ctx_in = fm_ptr(<char *>copy)
             attr.ctx_size_in = len(copy)
-        cdef bytes packet = b"" if data is None else bytes(data)
+        cdef bytes packet = b"" if data is None else bytes(memoryview(data))
         if data is not None:
             attr.data_in = fm_ptr(<const char *>packet)
             attr.data_size_in = len(packet)
@@ -126,9 +144,7 @@ cdef class Program:
             self._fd.release()
         check(result, FM_PROG_TEST_RUN, 0, self.name)
         if ctx is not None:
-            view = memoryview(ctx)
-            if not view.readonly:
-                view.cast("B")[:] = copy
+            _give_back(ctx, copy)
         return attr.retval
 
     def attach_raw_tracepoint(self, str name):
@@ -157,6 +173,17 @@ cdef class Program:
     def __repr__(self):
         state = "closed" if self._fd.closed else f"fd {self._fd.fileno()}"
         return f"<fastmap.Program {self.name!r} {ProgType(self.type).name} {state}>"
+
+
+cdef int _give_back(object ctx, bytearray left) except -1:
+    # Not through a memoryview: it writes to no array of records.
+    cdef Py_buffer view
+    if memoryview(ctx).readonly:
+        return 0
+    PyObject_GetBuffer(ctx, &view, PyBUF_WRITABLE)
+    memcpy(view.buf, <const char *>left, min(view.len, len(left)))
+    PyBuffer_Release(&view)
+    return 0
 
 
 cdef class Link:

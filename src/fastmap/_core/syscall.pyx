@@ -9,6 +9,7 @@ import fcntl
 import os
 
 from fastmap import errors
+from fastmap.enums import Command
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EINTR, ENOENT
@@ -249,6 +250,17 @@ cdef int _require(Fd fd, str kind) except -1:
     return 0
 
 
+def fdinfo(Fd fd):
+    """Return what ``/proc/self/fdinfo`` says of a descriptor, as a dict of text."""
+    cdef int number = fd.acquire()  # reading the file gives up the GIL
+    try:
+        with open(f"/proc/self/fdinfo/{number}") as file:
+            pairs = [line.split(":", 1) for line in file if ":" in line]
+    finally:
+        fd.release()
+    return {name: text.strip() for name, text in pairs}
+
+
 def map_freeze(Fd fd, int map_type=0):
     """BPF_MAP_FREEZE."""
     cdef fm_map_elem attr
@@ -298,7 +310,7 @@ def prog_load(int prog_type, bytes insns, bytes license, bytes name, uint32_t fl
     cdef fm_prog_load attr
     cdef bytearray log
     cdef long result
-    cdef int tries
+    cdef int _
     memset(&attr, 0, sizeof(attr))
     attr.prog_type = prog_type
     attr.insn_cnt = len(insns) // 8
@@ -313,7 +325,7 @@ def prog_load(int prog_type, bytes insns, bytes license, bytes name, uint32_t fl
         attr.func_info_rec_size = func_info_rec_size
         attr.func_info_cnt = len(func_info) // func_info_rec_size
     _copy_name(attr.prog_name, name)
-    for tries in range(10):
+    for _ in range(10):
         with nogil:
             result = fm_bpf(FM_PROG_LOAD, &attr, sizeof(attr))
         # The verifier gives up with EAGAIN while a signal is pending: let its handler run.
@@ -344,6 +356,41 @@ def raw_tracepoint_open(Fd prog, bytes name):
     attr.prog_fd = prog.get()
     cdef long result = fm_bpf(FM_RAW_TRACEPOINT_OPEN, &attr, sizeof(attr))
     return Fd(<int>check(result, FM_RAW_TRACEPOINT_OPEN, 0, name.decode(errors="replace")))
+
+
+#: Commands that `probe` can ask about.
+PROBED = tuple(Command(c) for c in (
+    FM_MAP_LOOKUP_ELEM, FM_MAP_UPDATE_ELEM, FM_MAP_DELETE_ELEM, FM_MAP_GET_NEXT_KEY,
+    FM_PROG_TEST_RUN, FM_PROG_GET_FD_BY_ID, FM_MAP_GET_FD_BY_ID, FM_OBJ_GET_INFO_BY_FD,
+    FM_BTF_GET_FD_BY_ID, FM_MAP_LOOKUP_AND_DELETE_ELEM, FM_MAP_FREEZE, FM_MAP_LOOKUP_BATCH,
+    FM_MAP_LOOKUP_AND_DELETE_BATCH, FM_MAP_UPDATE_BATCH, FM_MAP_DELETE_BATCH))
+
+
+def probe(int command):
+    """Call `command` with a descriptor (or id) that none has; return 0 or -errno.
+
+    A kernel that does not know the command says EINVAL, one that does says EBADF or the like.
+    """
+    cdef uint32_t attr[32]
+    memset(attr, 0, sizeof(attr))
+    attr[0] = 0xffffffff
+    if command >= FM_MAP_LOOKUP_BATCH:
+        attr[0] = 0
+        attr[9] = 0xffffffff
+    return fm_bpf(command, attr, 128)
+
+
+def probe_batch(Fd fd, int command):
+    """Call a batch command on nothing; raises where the map's type does not have it."""
+    cdef uint32_t count = 0
+    check(fm_batch(command, fd.get(), NULL, NULL, NULL, NULL, &count, 0), command)
+
+
+def probe_update(Fd fd, uint64_t flags):
+    """Update the first element of a per-CPU array of 8-byte values; raises where refused."""
+    cdef uint32_t key = 0
+    cdef bytes value = bytes(8 * len(possible_cpus()))
+    check(fm_elem(FM_MAP_UPDATE_ELEM, fd.get(), &key, <char *>value, flags), FM_MAP_UPDATE_ELEM)
 
 
 def cpu_list(str text):

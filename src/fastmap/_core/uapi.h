@@ -152,7 +152,7 @@ struct fm_btf_load {
     uint32_t btf_size;
     uint32_t btf_log_size;
     uint32_t btf_log_level;
-    uint32_t unused;
+    uint32_t btf_log_true_size;
 };
 
 struct fm_map_info {

@@ -1,0 +1,36 @@
+"""Controls: the measures of memory and of the GIL notice what they are there to notice."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from .allocations import growth
+from .cases import SLACK, Size, scattered
+from .cside import HASH, CSide, touched
+from .threads import Bulk, progress
+
+
+@pytest.mark.parametrize("work", ["numpy", "malloc"])
+def test_memory_that_grows_is_seen(work: str) -> None:
+    """Also memory that is given back before the call returns, and that Python never saw."""
+    result = growth(work, work, few=1_000, many=20_000)
+    assert result.verdict == "missed"
+    assert 7.5 < result.ratio < 17, result  # numpy asks C, and both are counted
+
+
+def test_a_held_gil_is_seen(c: CSide, once: bool) -> None:
+    """A C loop that keeps the GIL stops the other thread; the same loop without it does not."""
+    size = Size()
+    keys, values = scattered(size.entries), touched(size.entries + SLACK, "u8")
+    fd = c.create_map(HASH, 8, 8, size.entries)
+    try:
+        c.update_batch(fd, keys, keys)()
+        held = CSide(hold_gil=True).lookup_loop(fd, keys, values[: size.entries])
+        free = c.lookup_loop(fd, keys, values[: size.entries])
+        bulk = Bulk("C with the GIL held", size.entries, held, free)
+        result = progress(bulk, rounds=1 if once else 7)
+        assert result.ratio < 0.5, result
+    finally:
+        os.close(fd)

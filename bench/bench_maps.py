@@ -1,0 +1,126 @@
+"""The figures fastmap has to reach: one group a row of the table, fastmap and C beside each other.
+
+pytest-benchmark gives each side's own statistics; the verdict comes from the harness, which runs
+the two in turn. A missed target fails; a spread that crosses the target leaves it open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from .allocations import growth
+from .cases import ROWS, SMALL, Case, Row, Size
+from .cside import CSide
+from .harness import Result, Side, quiet
+from .threads import Bulk, bulk_calls, element_rate, progress
+
+BULK = ("lookup_many", "update_many", "reader.read", "drain")
+
+
+@pytest.fixture(scope="module")
+def size(once: bool) -> Size:
+    return SMALL if once else Size()
+
+
+@pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.__name__)
+def case(request: pytest.FixtureRequest, c: CSide, size: Size) -> Iterator[Case]:
+    row: Row = request.param
+    with row(c, size) as case:
+        case.check()
+        yield case
+        case.check()  # the last thing a side did was right as well
+
+
+@pytest.fixture(scope="module")
+def bulks(c: CSide, size: Size) -> Iterator[dict[str, Bulk]]:
+    with bulk_calls(c, size) as calls:
+        yield {bulk.name: bulk for bulk in calls}
+
+
+def run(benchmark: BenchmarkFixture, case: Case, side: Side) -> None:
+    """pytest-benchmark's own statistics of one side, each call a new block."""
+    number = 0
+
+    def block() -> None:
+        assert side(number) == case.entries
+
+    def setup() -> None:
+        nonlocal number
+        number += 1
+        if case.before is not None:
+            case.before()
+
+    benchmark.group = case.name
+    benchmark.extra_info["entries"] = case.entries
+    with quiet():
+        benchmark.pedantic(block, setup=setup, rounds=case.rounds // 2, warmup_rounds=2)
+
+
+def judge(benchmark: BenchmarkFixture, results: list[Result], result: Result) -> None:
+    """Keep the result for the table and the report; fail where the target is missed for sure."""
+    benchmark.extra_info["ratio"] = result.as_dict()
+    results.append(result)
+    assert result.verdict != "missed", str(result)
+
+
+def test_fastmap(
+    benchmark: BenchmarkFixture, case: Case, results: list[Result], once: bool
+) -> None:
+    run(benchmark, case, case.ours)
+    if not once:
+        judge(benchmark, results, case.compare())
+
+
+def test_c(benchmark: BenchmarkFixture, case: Case) -> None:
+    run(benchmark, case, case.theirs)
+
+
+def whole(
+    benchmark: BenchmarkFixture,
+    results: list[Result],
+    once: bool,
+    group: str,
+    work: Callable[[], Result],
+) -> None:
+    """A row that is one measurement as a whole: run it, and judge what it found."""
+    benchmark.group = group
+    result = benchmark.pedantic(work)
+    if not once:
+        judge(benchmark, results, result)
+
+
+@pytest.mark.parametrize("work", ["read", "read_sum"])
+def test_allocations(
+    benchmark: BenchmarkFixture, results: list[Result], once: bool, work: str
+) -> None:
+    sizes = {"few": 200, "many": 2_000} if once else {}
+    name = f"allocations of a steady-state `{work.replace('_', ' ')}`"
+    whole(benchmark, results, once, "allocations", lambda: growth(work, name, **sizes))
+
+
+@pytest.mark.parametrize("name", BULK)
+def test_progress_of_another_thread(
+    benchmark: BenchmarkFixture,
+    results: list[Result],
+    once: bool,
+    bulks: dict[str, Bulk],
+    name: str,
+) -> None:
+    bulk = bulks[name]
+
+    def work() -> Result:
+        return progress(bulk, rounds=1) if once else progress(bulk)
+
+    whole(benchmark, results, once, "another thread", work)
+
+
+def test_elements_beside_a_thread(
+    benchmark: BenchmarkFixture, results: list[Result], once: bool, c: CSide, size: Size
+) -> None:
+    def work() -> Result:
+        return element_rate(c, size, rounds=1) if once else element_rate(c, size)
+
+    whole(benchmark, results, once, "elements", work)

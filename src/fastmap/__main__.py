@@ -1,0 +1,7 @@
+"""``python -m fastmap``."""
+
+import sys
+
+from fastmap.cli import main
+
+sys.exit(main())

@@ -1,0 +1,22 @@
+"""Stubs of `fastmap._core.columns`."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from typing_extensions import disjoint_base
+
+#: op, kind, swapped, src, dst, count
+_Column: TypeAlias = tuple[str, str, bool, int, int, int]
+
+OPS: dict[str, int]
+KINDS: dict[str, int]
+COMPARISONS: dict[str, int]
+
+@disjoint_base
+class Columns:
+    def __new__(
+        cls, columns: Sequence[_Column], cpus: int, slot: int, value_size: int, out_size: int
+    ) -> Columns: ...
+    @property
+    def out_size(self) -> int: ...
+    def keep(self, column: _Column, compare: str, on_key: bool, bound: Any) -> None: ...

@@ -1,0 +1,5 @@
+"""dtypes and arrays: what of them is padding, and conversions that lose nothing."""
+
+
+cdef str describe(dtype)
+cdef object guessed(object given, base)

@@ -1,0 +1,269 @@
+"""What this kernel and this process can do: asked of the kernel itself, once, and on request.
+
+The smallest kernel of each feature stands in `fastmap.enums`; here is how to ask the running one.
+A probe runs after a failure or when `features` is called, never on a hot path.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastmap import btf
+from fastmap._core import syscall
+from fastmap._core.program import Program
+from fastmap.enums import (
+    Command,
+    MapFlag,
+    MapType,
+    ProgType,
+    UpdateFlag,
+    Version,
+    running_kernel,
+    smallest_kernel,
+    version_text,
+)
+from fastmap.errors import ENOTSUPP, BpfError
+
+#: Bits of the capabilities that matter, as in the kernel's ``uapi/linux/capability.h``.
+CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+
+
+def missing_capabilities(*needed: str) -> list[str]:
+    """Return which of the capabilities `needed` this process lacks; CAP_SYS_ADMIN stands for all.
+
+    >>> missing_capabilities("CAP_BPF")  # as root
+    []
+    """
+    status = Path("/proc/self/status").read_text()
+    mask = int(status.split("CapEff:", 1)[1].split(None, 1)[0], 16)
+    if mask >> CAPABILITIES["CAP_SYS_ADMIN"] & 1:
+        return []
+    return [name for name in needed if not mask >> CAPABILITIES[name] & 1]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A feature, and what the running kernel says to it.
+
+    Attributes
+    ----------
+    name : str
+        A map type, a command (with "on" a map type), a flag, or a way.
+    since : tuple of int or None
+        The first Linux release that has it.
+    supported : bool or None
+        None where it cannot be told.
+    reason : str
+        Why not, or why it cannot be told.
+    """
+
+    name: str
+    since: Version | None
+    supported: bool | None
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.supported)
+
+    def __str__(self) -> str:
+        word = {True: "yes", False: "no", None: "cannot tell"}[self.supported]
+        return f"{self.name}: {word}{f' ({self.reason})' if self.reason else ''}"
+
+
+class Features(Mapping[str, Feature]):
+    """The features by name, in groups: map types, commands, flags, ways."""
+
+    def __init__(self, groups: dict[str, list[Feature]]) -> None:
+        self.map_types = groups["map types"]
+        self.commands = groups["commands"]
+        self.flags = groups["flags"]
+        self.ways = groups["ways"]
+        self._all = {each.name: each for group in groups.values() for each in group}
+
+    def __getitem__(self, name: str) -> Feature:
+        return self._all[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self._all.values()))
+
+
+# What the smallest map of each type is created with: key, value, max_entries, flags.
+_PLAIN = (4, 8, 1, 0)
+_SMALLEST: dict[MapType, tuple[int, int, int, int]] = {
+    **dict.fromkeys(MapType, _PLAIN),
+    **dict.fromkeys(
+        (MapType.PROG_ARRAY, MapType.PERF_EVENT_ARRAY, MapType.CGROUP_ARRAY, MapType.ARRAY_OF_MAPS,
+         MapType.HASH_OF_MAPS, MapType.DEVMAP, MapType.DEVMAP_HASH, MapType.SOCKMAP,
+         MapType.SOCKHASH, MapType.CPUMAP, MapType.XSKMAP, MapType.REUSEPORT_SOCKARRAY),
+        (4, 4, 1, 0)),
+    **dict.fromkeys((MapType.QUEUE, MapType.STACK, MapType.BLOOM_FILTER), (0, 8, 1, 0)),
+    **dict.fromkeys((MapType.RINGBUF, MapType.USER_RINGBUF), (0, 0, os.sysconf("SC_PAGESIZE"), 0)),
+    **dict.fromkeys((MapType.CGROUP_STORAGE, MapType.PERCPU_CGROUP_STORAGE), (8, 8, 0, 0)),
+    **dict.fromkeys(
+        (MapType.SK_STORAGE, MapType.INODE_STORAGE, MapType.TASK_STORAGE, MapType.CGRP_STORAGE),
+        (4, 8, 0, MapFlag.NO_PREALLOC)),
+    MapType.LPM_TRIE: (8, 8, 1, MapFlag.NO_PREALLOC),
+    MapType.ARENA: (0, 0, 1, MapFlag.MMAPABLE),
+    MapType.INSN_ARRAY: (4, 16, 1, 0),
+    MapType.RHASH: (4, 8, 1, MapFlag.NO_PREALLOC),
+}
+_STORAGES = (MapType.SK_STORAGE, MapType.INODE_STORAGE, MapType.TASK_STORAGE, MapType.CGRP_STORAGE)
+
+# A map type that takes the flag, and what it adds to that type's smallest map.
+_FLAG_ON: dict[MapFlag, tuple[MapType, dict[str, int]]] = {
+    MapFlag.NO_PREALLOC: (MapType.HASH, {}),
+    MapFlag.NO_COMMON_LRU: (MapType.LRU_HASH, {}),
+    MapFlag.NUMA_NODE: (MapType.ARRAY, {}),
+    MapFlag.RDONLY: (MapType.ARRAY, {}),
+    MapFlag.WRONLY: (MapType.ARRAY, {}),
+    MapFlag.STACK_BUILD_ID: (MapType.STACK_TRACE, {"value_size": 32}),
+    MapFlag.ZERO_SEED: (MapType.HASH, {}),
+    MapFlag.RDONLY_PROG: (MapType.ARRAY, {}),
+    MapFlag.WRONLY_PROG: (MapType.ARRAY, {}),
+    MapFlag.CLONE: (MapType.SK_STORAGE, {}),
+    MapFlag.MMAPABLE: (MapType.ARRAY, {}),
+    MapFlag.PRESERVE_ELEMS: (MapType.PERF_EVENT_ARRAY, {}),
+    MapFlag.INNER_MAP: (MapType.ARRAY, {}),
+    MapFlag.SEGV_ON_FAULT: (MapType.ARENA, {}),
+    MapFlag.NO_USER_CONV: (MapType.ARENA, {}),
+    MapFlag.RB_OVERWRITE: (MapType.RINGBUF, {}),
+}
+
+
+def _make(kind: MapType, flags: int = 0, **sizes: int) -> syscall.Fd:
+    """Create the smallest map of a type."""
+    key, value, entries, needed = _SMALLEST[kind]
+    more: dict[str, Any] = {}
+    keep: list[syscall.Fd] = []
+    if kind in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS):
+        keep.append(syscall.map_create(MapType.ARRAY, 4, 8, 1))
+        more["inner_map_fd"] = keep[-1].fileno()
+    if kind in _STORAGES:
+        blob, key_id, value_id = btf.encode(np.dtype("i4"), np.dtype("u8"))
+        keep.append(syscall.btf_load(blob))
+        more.update(btf_fd=keep[-1].fileno(), btf_key_type_id=key_id, btf_value_type_id=value_id)
+    try:
+        return syscall.map_create(kind, key, sizes.get("value_size", value), entries,
+                                  int(needed | flags), **more)
+    finally:
+        for fd in keep:
+            fd.close()
+
+
+def _judge(probe: Callable[[], Any], needs: str = "CAP_BPF") -> tuple[bool | None, str]:
+    """Run a probe: True where it succeeds, None where a capability is missing, or False."""
+    try:
+        made = probe()
+    except BpfError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):
+            return None, f"{needs} is missing"
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP):
+            return False, ""
+        return None, str(error)
+    if isinstance(made, syscall.Fd | Program):
+        made.close()
+    return True, ""
+
+
+def _feature(name: str, since: Version | None, probe: Callable[[], Any],
+             needs: str = "CAP_BPF") -> Feature:
+    supported, reason = _judge(probe, needs)
+    if supported is False:
+        if since is None:
+            reason = "no kernel has it"
+        elif running_kernel() < since:
+            reason = f"needs Linux {version_text(since)}"
+        else:
+            reason = "this kernel is configured without it"
+    return Feature(name, since, supported, reason)
+
+
+def _map_type(kind: MapType) -> Feature:
+    net = kind in (MapType.DEVMAP, MapType.DEVMAP_HASH, MapType.SOCKMAP, MapType.SOCKHASH,
+                   MapType.XSKMAP)
+    if kind is MapType.STRUCT_OPS:
+        return Feature(kind.name, kind.since, None, "only a struct of the kernel's own tells")
+    return _feature(kind.name, kind.since, lambda: _make(kind),
+                    "CAP_NET_ADMIN" if net else "CAP_BPF")
+
+
+def _known(command: Command) -> None:
+    """Call `command` with a descriptor or id that is none: EINVAL where it is not known."""
+    result = syscall.probe(command)
+    if result in (-errno.EINVAL, -errno.EPERM):
+        raise BpfError(-result, command.name)
+
+
+_BATCHES = (Command.MAP_LOOKUP_BATCH, Command.MAP_LOOKUP_AND_DELETE_BATCH,
+            Command.MAP_UPDATE_BATCH, Command.MAP_DELETE_BATCH)
+_TABLES = (MapType.HASH, MapType.ARRAY, MapType.PERCPU_HASH, MapType.PERCPU_ARRAY,
+           MapType.LRU_HASH, MapType.LRU_PERCPU_HASH, MapType.LPM_TRIE)
+
+
+def _batch_on(command: Command, kind: MapType) -> None:
+    fd = _make(kind)
+    try:
+        syscall.probe_batch(fd, command)
+    finally:
+        fd.close()
+
+
+def _update_flag(flag: UpdateFlag) -> None:
+    fd = _make(MapType.PERCPU_ARRAY)
+    try:
+        syscall.probe_update(fd, flag)
+    finally:
+        fd.close()
+
+
+def _in_kernel() -> Program:
+    # r0 = 0; exit: sleepable, as the in-kernel way's programs are.
+    return Program(ProgType.SYSCALL, bytes.fromhex("b700000000000000 9500000000000000"), flags=16)
+
+
+@cache
+def features() -> Features:
+    """Ask the running kernel what it has. The answers are kept.
+
+    Returns
+    -------
+    Features
+        A mapping of names ("HASH", "MAP_LOOKUP_BATCH on LPM_TRIE", "MMAPABLE", "in-kernel") to
+        `Feature`, in groups ``map_types``, ``commands``, ``flags`` and ``ways``. Each says whether
+        it is supported, not supported (and since which Linux it is), or why that cannot be told.
+    """
+    commands = [_feature(c.name, c.since, partial(_known, c)) for c in syscall.PROBED]
+    commands += [
+        _feature(f"{c.name} on {t.name}", smallest_kernel(c, t), partial(_batch_on, c, t))
+        for t in _TABLES for c in _BATCHES
+    ]
+    flags = [
+        _feature(flag.name or str(flag), flag.since,
+                 partial(_make, kind, flag, **sizes),
+                 "CAP_SYS_ADMIN" if flag is MapFlag.ZERO_SEED else "CAP_BPF")
+        for flag, (kind, sizes) in _FLAG_ON.items()
+    ]
+    flags += [_feature(f"update {f.name}", f.since, partial(_update_flag, f))
+              for f in (UpdateFlag.ANY, UpdateFlag.EXIST, UpdateFlag.CPU)]
+    ways = [
+        _feature("element", (3, 19), lambda: _make(MapType.HASH)),
+        _feature("batch", (5, 6), lambda: _batch_on(Command.MAP_LOOKUP_BATCH, MapType.HASH)),
+        _feature("memory", (5, 5), lambda: _make(MapType.ARRAY, MapFlag.MMAPABLE)),
+        _feature("in-kernel", (5, 17), _in_kernel, "CAP_PERFMON"),
+    ]
+    return Features({"map types": [_map_type(t) for t in MapType if t], "commands": commands,
+                     "flags": flags, "ways": ways})

@@ -1,0 +1,491 @@
+"""`Map`: what all map types share; `Batch`: what a read returns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import pairwise
+from threading import Event
+from types import TracebackType
+from typing import Any, ClassVar, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmap._core import syscall
+from fastmap._core.codec import PerCpuCodec, codec_of
+from fastmap._core.map import MapCore
+from fastmap._core.rows import Rows, rows_of
+from fastmap._core.syscall import Fd
+from fastmap.enums import ANY, Command, MapFlag, MapType
+from fastmap.errors import NotSupported
+
+Array: TypeAlias = npt.NDArray[Any]
+Keys: TypeAlias = npt.ArrayLike | Sequence[Any]
+
+#: Elements a thread of `in_threads` works through before it looks for a Ctrl-C.
+SLICE = 131072
+#: The ways a call can take.
+WAYS = ("auto", "syscall", "kernel")
+
+
+@dataclass(frozen=True)
+class MapInfo:
+    """What the kernel says about a map: ``struct bpf_map_info`` and the descriptor's fdinfo.
+
+    Attributes
+    ----------
+    memlock : int
+        Bytes of kernel memory, as the kernel estimates them.
+    frozen : bool
+    """
+
+    type: int
+    id: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    map_flags: int
+    name: str
+    ifindex: int
+    btf_vmlinux_value_type_id: int
+    netns_dev: int
+    netns_ino: int
+    btf_id: int
+    btf_key_type_id: int
+    btf_value_type_id: int
+    btf_vmlinux_id: int
+    map_extra: int
+    memlock: int
+    frozen: bool
+
+    @classmethod
+    def of(cls, fd: Fd) -> Self:
+        """Ask the kernel about the map behind `fd`."""
+        fields = syscall.map_info(fd)
+        more = syscall.fdinfo(fd)
+        return cls(**fields, memlock=int(more.get("memlock", 0)),
+                   frozen=more.get("frozen", "0") == "1")
+
+
+class Batch:
+    """Entries that one read returned: an array of keys, an array of values.
+
+    Unpacks as ``keys, values = batch``.
+
+    Attributes
+    ----------
+    keys : ndarray
+        Shape ``(n,)``, of the map's key dtype.
+    values : ndarray
+        Shape ``(n,)``; ``(n, cpus)`` for a per-CPU map that was not reduced.
+    complete : bool
+        Whether every entry that was in the map during the whole read is here, once. False for a
+        part of a map, or where the kernel cannot promise it.
+    started_ns, ended_ns : int
+        When the read began and ended, in nanoseconds of the monotonic clock.
+    """
+
+    __slots__ = ("complete", "ended_ns", "keys", "started_ns", "values")
+
+    def __init__(self, keys: Array, values: Array, *, complete: bool, started_ns: int,
+                 ended_ns: int) -> None:
+        self.keys = keys
+        self.values = values
+        self.complete = complete
+        self.started_ns = started_ns
+        self.ended_ns = ended_ns
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[Array]:
+        yield self.keys
+        yield self.values
+
+    def copy(self) -> Batch:
+        """Return a batch that owns copies: it stays as it is when a reader reads on."""
+        return Batch(self.keys.copy(), self.values.copy(), complete=self.complete,
+                     started_ns=self.started_ns, ended_ns=self.ended_ns)
+
+    def items(self) -> Iterator[tuple[Any, Any]]:
+        """Iterate over ``(key, value)`` as Python objects."""
+        return zip(elements(self.keys), elements(self.values), strict=True)
+
+    def __repr__(self) -> str:
+        return (f"<fastmap.Batch of {len(self)}: {self.keys.dtype} to {self.values.dtype}"
+                f"{'' if self.complete else ', part of a map'}>")
+
+
+def elements(array: Array) -> list[Any]:
+    """Return the elements as `Map` hands out single ones: Python's own, or read-only records."""
+    if array.ndim == 1 and array.dtype.names is None and array.dtype.kind not in "mM":
+        plain: list[Any] = array.tolist()
+        return plain
+    owned = array.copy()
+    owned.flags.writeable = False
+    return list(owned)
+
+
+class Map(MapCore):
+    """A BPF map of the kernel. Made by `fastmap.create` and `fastmap.open`.
+
+    Attributes
+    ----------
+    type : MapType
+    name : str
+        At most 15 bytes.
+    id : int
+        The kernel's number of the map.
+    max_entries : int
+        As the kernel keeps it: it rounds up for some types.
+    flags : MapFlag
+    key_dtype, value_dtype : numpy.dtype
+        Of one key and one value (of one CPU).
+    dtype_source : str
+        Where the dtypes come from: "given", "btf", or "none" (void bytes).
+    """
+
+    #: Whether a value is one for every possible CPU.
+    per_cpu: ClassVar[bool] = False
+
+    def __new__(cls, fd: Fd, key: np.dtype[Any], value: np.dtype[Any], **_: Any) -> Self:
+        row = codec_of(value, "value")
+        if cls.per_cpu:
+            row = PerCpuCodec(row, len(syscall.possible_cpus()))
+        return super().__new__(cls, fd, syscall.map_info(fd)["type"], codec_of(key, "key"), row)
+
+    def __init__(self, fd: Fd, key: np.dtype[Any], value: np.dtype[Any], *,
+                 dtype_source: str = "given", via: str = "auto") -> None:
+        info = syscall.map_info(fd)
+        self.type = MapType(info["type"])
+        self.name: str = info["name"]
+        self.id: int = info["id"]
+        self.max_entries: int = info["max_entries"]
+        self.flags = MapFlag(info["map_flags"])
+        self.key_dtype = key
+        self.value_dtype = value
+        self.dtype_source = dtype_source
+        self._via = check_way(via)
+
+    # ---- the handle ----------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether the handle is closed."""
+        return self._fd.closed
+
+    def fileno(self) -> int:
+        """Return the descriptor; it is close-on-exec, and stays this object's own."""
+        return self._fd.fileno()
+
+    def info(self) -> MapInfo:
+        """Ask the kernel about the map now.
+
+        Returns
+        -------
+        MapInfo
+            Linux 4.13.
+        """
+        return MapInfo.of(self._fd)
+
+    def freeze(self) -> None:
+        """Forbid writing by system calls, for every handle and for ever. Programs still write.
+
+        Raises
+        ------
+        PermissionDenied
+            The map is frozen already, or the handle is read-only.
+        BpfError
+            EBUSY: a writable mapping of the map is alive.
+
+        Notes
+        -----
+        Linux 5.2.
+        """
+        syscall.map_freeze(self._fd, self.type)
+
+    def pin(self, path: str | os.PathLike[str]) -> None:
+        """Pin the map at `path`, on a bpffs: it lives on when all handles are closed.
+
+        Raises
+        ------
+        KeyExists
+            Something is pinned there already (also a `FileExistsError`).
+        PermissionDenied
+            The path is not on a bpffs, or its name holds a dot.
+
+        Notes
+        -----
+        Linux 4.4.
+        """
+        syscall.obj_pin(self._fd, path)
+
+    def unpin(self, path: str | os.PathLike[str]) -> None:
+        """Remove the pin of this map at `path`.
+
+        Raises
+        ------
+        ObjectNotFound
+            Nothing is pinned there.
+        ValueError
+            Another map is pinned there; it is left alone.
+        """
+        self.fileno()  # a closed map is an error, not a file that goes
+        self._fd.fileno()
+        pinned = syscall.obj_get(path)
+        try:
+            there = syscall.map_info(pinned)["id"]
+        finally:
+            pinned.close()
+        if there != self.id:
+            raise ValueError(f"{os.fspath(path)} is a pin of map {there}, not of {self.id}")
+        os.unlink(path)
+
+    def close(self) -> None:
+        """Close the handle, once calls of other threads are out of it. Views stay valid."""
+        self._fd.close()
+
+    def __enter__(self) -> Self:
+        self._fd.fileno()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"id {self.id}"
+        return (f"<fastmap.{type(self).__name__} {self.name!r} {state}: {self.key_dtype} to "
+                f"{self.value_dtype}, {self.max_entries} entries>")
+
+    # ---- elements ------------------------------------------------------------------------------
+
+    def lookup(self, key: Any, *, flags: int = 0) -> Any:
+        """Return the value of `key` (BPF_MAP_LOOKUP_ELEM).
+
+        Parameters
+        ----------
+        key : object
+            A Python integer for an integer dtype; a record, tuple or bytes for a structured one.
+        flags : UpdateFlag
+            LOCK, for values with a spin lock.
+
+        Returns
+        -------
+        object
+            An int, float or bytes for a plain dtype, a read-only record for a structured one, an
+            array ``(cpus,)`` for a per-CPU map.
+
+        Raises
+        ------
+        KeyNotFound
+            No such key (also a `KeyError`).
+        TypeError, ValueError, OverflowError
+            The key does not fit the dtype; the kernel was not asked.
+        """
+        return self._lookup(key, flags)
+
+    def update(self, key: Any, value: Any, *, flags: int = ANY) -> None:
+        """Set the value of `key` (BPF_MAP_UPDATE_ELEM).
+
+        Parameters
+        ----------
+        key, value : object
+            As for `lookup`; of a per-CPU map, ``(cpus,)`` values or one value for all CPUs.
+        flags : UpdateFlag
+            ANY; NOEXIST: only where the key is missing; EXIST: only where it is there.
+
+        Raises
+        ------
+        MapFull
+            The map has no room.
+        KeyExists, KeyNotFound
+            With NOEXIST, with EXIST; or the index is past the end of an array.
+        TypeError, ValueError, OverflowError
+            Key or value do not fit the dtype; the kernel was not asked.
+        """
+        self._update(key, value, flags)
+
+    def delete(self, key: Any) -> None:
+        """Delete `key` (BPF_MAP_DELETE_ELEM).
+
+        Raises
+        ------
+        KeyNotFound
+            No such key.
+        NotSupported
+            An array's elements cannot be deleted.
+        """
+        del self[key]
+
+    def lookup_and_delete(self, key: Any) -> Any:
+        """Return the value of `key` and delete it, in one step (BPF_MAP_LOOKUP_AND_DELETE_ELEM).
+
+        Raises
+        ------
+        KeyNotFound
+            No such key.
+        NotSupported
+            Not there for this type, or before Linux 5.14 for hash maps.
+        """
+        return self._lookup_and_delete(key, 0)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return the value of `key`, or `default` where there is none."""
+        try:
+            return self._lookup(key, 0)
+        except KeyError:
+            return default
+
+    # ---- many given keys -----------------------------------------------------------------------
+
+    def _way(self, via: str | None) -> str:
+        """Choose the way of a call: system calls, since there is no other yet."""
+        if check_way(via if via is not None else self._via) == "kernel":
+            raise NotSupported(
+                95, f"via='kernel': fastmap has no in-kernel way for {self.type.name} maps yet")
+        return "syscall"
+
+    def update_many(self, keys: Keys, values: Any, *, flags: int = ANY, errors: str = "raise",
+                    via: str | None = None, threads: int = 1) -> Any:
+        """Set many values (BPF_MAP_UPDATE_BATCH; one by one with NOEXIST or EXIST).
+
+        Parameters
+        ----------
+        keys : array_like
+            ``(n,)``, of the key dtype and any strides, or a sequence of keys. Integers of another
+            width or byte order are range-checked and converted.
+        values : array_like
+            ``(n,)`` of the value dtype, or one value for all. Of a per-CPU map ``(n, cpus)``,
+            ``(n, 1)``, or one value for all keys and CPUs.
+        flags : UpdateFlag
+        errors : {"raise", "return"}
+            "raise" stops at the first that fails; exactly the first ``.applied`` are applied.
+            "return" attempts all and returns their errnos.
+        threads : int
+            Split the work over so many threads. With "raise", each of them stops at its own first
+            failure then, and ``.applied`` counts over all of them.
+
+        Returns
+        -------
+        int or ndarray
+            How many were applied; or with ``errors="return"`` an int32 array, 0 where applied.
+
+        Raises
+        ------
+        BatchError
+            Also of the class of the one failure: `MapFull`, `KeyExists`, `PermissionDenied`, ...
+
+        Notes
+        -----
+        Linux 5.6 (per-CPU arrays 5.13); one element a system call before. The GIL is released.
+        """
+        self._way(via)
+        rows = rows_of(keys, self._key)
+        return self._apply(Command.MAP_UPDATE_BATCH, rows, rows_of(values, self._value, rows.count),
+                           flags, errors, ("raise", "return"), threads)
+
+    def delete_many(self, keys: Keys, *, errors: str = "ignore", via: str | None = None,
+                    threads: int = 1) -> Any:
+        """Delete many keys (BPF_MAP_DELETE_BATCH).
+
+        Parameters
+        ----------
+        keys : array_like
+            As for `update_many`.
+        errors : {"ignore", "raise", "return"}
+            "ignore" skips keys that are missing or given twice; "raise" stops at the first;
+            "return" attempts all and returns their errnos.
+        threads : int
+            Split the work over so many threads.
+
+        Returns
+        -------
+        int or ndarray
+            How many were deleted; or with ``errors="return"`` an int32 array, 0 where deleted.
+
+        Raises
+        ------
+        BatchError
+            Also of the class of the one failure: `KeyNotFound`, `PermissionDenied`, ...
+
+        Notes
+        -----
+        Linux 5.6; one element a system call before. The GIL is released.
+        """
+        self._way(via)
+        return self._apply(Command.MAP_DELETE_BATCH, rows_of(keys, self._key), None, ANY, errors,
+                           ("ignore", "raise", "return"), threads)
+
+    def _apply(self, command: Command, keys: Rows, values: Rows | None, flags: int, errors: str,
+               modes: tuple[str, ...], threads: int) -> Any:
+        if errors not in modes:
+            raise ValueError(f"errors={errors!r}: one of {', '.join(modes)}")
+        errnos = np.zeros(keys.count, np.int32) if errors == "return" else None
+
+        def part(start: int, stop: int) -> int:
+            # A part of the arrays as they are: `rows_of` has converted them already.
+            some = Rows(keys.owner[start:stop], self._key)
+            data = None if values is None else Rows(values.owner[start:stop], self._value)
+            codes = None if errnos is None else errnos[start:stop]
+            return self._apply_rows(command, some, data, flags, errors, codes)
+
+        if threads == 1:
+            applied = self._apply_rows(command, keys, values, flags, errors, errnos)
+        else:
+            applied = in_threads(part, keys.count, threads)
+        return applied if errnos is None else errnos
+
+
+def check_way(via: str) -> str:
+    """Return `via` if it names a way; the environment's FASTMAP_VIA stands behind "auto"."""
+    if via == "auto":
+        via = os.environ.get("FASTMAP_VIA", "auto")
+    if via not in WAYS:
+        raise ValueError(f"via={via!r}: one of {', '.join(WAYS)}")
+    return via
+
+
+def in_threads(part: Callable[[int, int], int], count: int, threads: int) -> int:
+    """Call ``part(start, stop)`` over `count` elements in `threads` threads; add up the results.
+
+    The first failure in the order of the elements is raised, when all parts have ended; its
+    ``applied`` counts over all of them, its ``index`` from the first element.
+    """
+    if threads < 1:
+        raise ValueError(f"threads={threads}: at least 1")
+    edges = [count * i // threads for i in range(threads + 1)]
+    interrupted = Event()
+
+    def work(start: int, stop: int) -> tuple[int, BaseException | None]:
+        done = 0
+        # In slices: only the main thread hears of a Ctrl-C, the others between their slices.
+        for at in range(start, max(stop, start + 1), SLICE):
+            if interrupted.is_set():
+                break
+            try:
+                done += part(at, min(at + SLICE, stop))
+            except BaseException as error:
+                if hasattr(error, "index"):
+                    error.index += at
+                return done + getattr(error, "applied", 0), error
+        return done, None
+
+    with ThreadPoolExecutor(threads, "fastmap") as pool:
+        futures = [pool.submit(work, start, stop) for start, stop in pairwise(edges)]
+        failure: BaseException | None = None
+        try:
+            wait(futures)
+        except BaseException as error:
+            interrupted.set()
+            failure = error
+        results = [future.result() for future in futures]
+    total = sum(done for done, _ in results)
+    failure = failure or next((error for _, error in results if error is not None), None)
+    if failure is not None:
+        failure.applied = total  # type: ignore[attr-defined]
+        raise failure
+    return total

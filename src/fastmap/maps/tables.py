@@ -1,0 +1,453 @@
+"""Hash maps and arrays, per-CPU ones among them."""
+
+from __future__ import annotations
+
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterator,
+    KeysView,
+    Mapping,
+    MutableMapping,
+    Sequence,
+    ValuesView,
+)
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from fastmap._core.codec import PerCpuCodec
+from fastmap._core.columns import Columns
+from fastmap._core.memory import Mapping as MemoryMapping
+from fastmap._core.rows import Rows, rows_of
+from fastmap._core.syscall import possible_cpus
+from fastmap.dtypes import Reduce, Where, plan, slots, unpacked
+from fastmap.enums import ANY, NOEXIST, Command, MapFlag
+from fastmap.errors import KeyExists, KeyNotFound, NotSupported, PermissionDenied
+from fastmap.maps.base import Array, Batch, Keys, Map, elements, in_threads
+from fastmap.maps.reader import Reader, count, sweep
+
+_MISSING: Any = object()
+
+#: Buffers up to this size are kept for the next `snapshot` or `drain`, until the map is closed.
+KEPT_BYTES = 64 << 20
+
+
+class Table(Map):
+    """Keys with values: what hash maps and arrays share."""
+
+    #: Whether the keys are the numbers from 0 on.
+    indexed = False
+
+    # ---- given keys ----------------------------------------------------------------------------
+
+    def lookup_many(self, keys: Keys, *, out: Array | None = None, reduce: Reduce = None,
+                    via: str | None = None, threads: int = 1) -> tuple[Array, Array]:
+        """Look up many keys.
+
+        Parameters
+        ----------
+        keys : array_like
+            ``(n,)``, of the key dtype and any strides, or a sequence of keys.
+        out : ndarray, optional
+            Where the values go: C-contiguous, of the exact dtype and shape of the result.
+        reduce : str or dict, optional
+            Per-CPU maps: reduce the values of all CPUs to one; see `reader`.
+        via : {"auto", "syscall", "kernel"}, optional
+            The way; the map's where it is not given.
+        threads : int
+            Split the work over so many threads.
+
+        Returns
+        -------
+        values : ndarray
+            ``(n,)``, or ``(n, cpus)`` for a per-CPU map without `reduce`. Rows of missing keys
+            are zeros.
+        found : ndarray of bool
+            ``(n,)``.
+
+        Raises
+        ------
+        BatchError
+            Also of the class of the one failure, such as `PermissionDenied`.
+        TypeError, ValueError, OverflowError
+            Keys or `out` do not fit; the kernel was not asked.
+
+        Notes
+        -----
+        The GIL is released once for all keys.
+        """
+        self._way(via)
+        return self._look(Command.MAP_LOOKUP_ELEM, keys, out, reduce, threads)
+
+    def _look(self, command: Command, keys: Keys, out: Array | None, reduce: Reduce,
+              threads: int) -> tuple[Array, Array]:
+        rows = rows_of(keys, self._key)
+        columns, values, raw = self._result(rows.count, out, reduce)
+        found = np.zeros(rows.count, np.bool_)
+        try:
+            if threads == 1:
+                self._lookup_rows(rows, raw, found, columns, command)
+            else:
+                def part(start: int, stop: int) -> int:
+                    some = Rows(rows.owner[start:stop], self._key)
+                    return self._lookup_rows(
+                        some, raw[start:stop], found[start:stop], columns, command)
+                in_threads(part, rows.count, threads)
+        except BaseException as error:
+            if command == Command.MAP_LOOKUP_AND_DELETE_ELEM:
+                error.batch = Batch(  # type: ignore[attr-defined]
+                    rows.owner[found], values[found], complete=False, started_ns=0, ended_ns=0)
+            raise
+        return values, found
+
+    def _result(self, rows: int, out: Array | None,
+                reduce: Reduce) -> tuple[Columns | None, Array, Array]:
+        """Return what turns rows into values, the values, and their memory as ``(rows, bytes)``."""
+        row = self._value
+        per_cpu = isinstance(row, PerCpuCodec)
+        cpus, stride = (row.cpus, row.stride) if isinstance(row, PerCpuCodec) else (0, row.size)
+        columns, dtype, wide = plan(self.key_dtype, self.value_dtype, cpus, stride, reduce=reduce)
+        lead = (rows, cpus) if wide else (rows,)
+        if out is not None:
+            base, shape = dtype.subdtype or (dtype, ())
+            check_out(out, base, lead + shape)
+            if per_cpu and wide and stride != dtype.itemsize:
+                columns = unpacked(dtype, cpus, stride)
+            return columns, out, out.reshape(rows, -1).view(np.uint8) if rows else out
+        step = stride if columns is None else dtype.itemsize
+        width = step * (cpus if wide else 1)
+        raw = np.empty((rows, width), np.uint8)
+        flat = slots(raw.reshape(-1), dtype, step, rows * (cpus if wide else 1))
+        return columns, flat.reshape(lead + flat.shape[1:]), raw
+
+    # ---- whole reads ---------------------------------------------------------------------------
+
+    def reader(self, *, chunk: int | None = None, reduce: Reduce = None,
+               fields: Sequence[str] | None = None, where: Where = None, exact: bool = True,
+               via: str | None = None) -> Reader:
+        """Return a `Reader`: buffers made once, for reading the whole map again and again.
+
+        Parameters
+        ----------
+        chunk : int, optional
+            Entries a system call asks for; what fits about 4 MiB, at least 256, by default.
+        reduce : str or dict, optional
+            Per-CPU maps: reduce the values of all CPUs to one, without the GIL, by "sum" (integers
+            widened to 64 bits, modulo; floats to f8), "max", "min", "or", "any"; or by a dict of
+            fields. A CPU whose value is all zeros takes no part in "min" and "any". For a record,
+            one word applies to its numeric fields, the others take "any"; fields that a dict does
+            not name take "any".
+        fields : sequence of str, optional
+            Keep only these columns of the value: ``["value.bytes"]``. Keys are kept whole.
+        where : tuple, optional
+            Keep only entries that pass, after `reduce`: ``("value.bytes", ">=", 4096)``, with one
+            of == != < <= > >= and a field of key or value.
+        exact : bool
+            Whether each entry must come exactly once, also while the map changes. By system calls
+            it does in any case.
+        via : {"auto", "syscall", "kernel"}, optional
+            The way; the map's where it is not given.
+
+        Notes
+        -----
+        Linux 5.6 (per-CPU arrays 5.13).
+        """
+        self._way(via)
+        return Reader(self, is_array=self.indexed, chunk=chunk, reduce=reduce, fields=fields,
+                      where=where)
+
+    def snapshot(self, *, reduce: Reduce = None, fields: Sequence[str] | None = None,
+                 where: Where = None, exact: bool = True, via: str | None = None) -> Batch:
+        """Read the whole map into fresh arrays; the parameters are those of `reader`.
+
+        Returns
+        -------
+        Batch
+            Every entry that was in the map during the whole read, once.
+        """
+        self._way(via)
+        return self._fresh(Reader.read, reduce, fields, where)
+
+    def _fresh(self, read: Callable[[Reader], Batch], reduce: Reduce,
+               fields: Sequence[str] | None, where: Where) -> Batch:
+        """Return what `read` gives, in buffers that no living batch has.
+
+        New memory costs a page fault for every 4 KiB, which is dear beside a batch command: the
+        buffers of earlier batches that are gone serve again.
+        """
+        what = repr((reduce, fields, where))
+        spares: list[tuple[str, Reader]] = self.__dict__.pop("_spares", [])
+        reader = next((r for made_for, r in spares if made_for == what and r.idle), None)
+        if reader is None:
+            reader = Reader(self, is_array=self.indexed, reduce=reduce, fields=fields, where=where)
+        batch = None
+        try:
+            batch = read(reader)
+            reader.release()
+            if reader.nbytes <= KEPT_BYTES:
+                # Two: `batch = m.drain()` still holds the last batch while it makes the next.
+                self._spares = [(what, reader), *(s for s in spares if s[1] is not reader)][:2]
+            return batch
+        except BaseException as error:
+            if batch is not None:  # a Ctrl-C on the way out: what was drained goes along
+                error.batch = batch  # type: ignore[attr-defined]
+            raise
+
+    def close(self) -> None:
+        """Close the handle, once calls of other threads are out of it. Views stay valid."""
+        super().close()
+        self._spares = []
+
+    # ---- the dict's habits ---------------------------------------------------------------------
+
+    def keys(self) -> KeysView[Any]:
+        """Return a view of the keys; it reads the map in batches when iterated."""
+        return _Keys(self)  # type: ignore[arg-type]
+
+    def values(self) -> ValuesView[Any]:
+        """Return a view of the values; it reads the map in batches when iterated."""
+        return _Values(self)  # type: ignore[arg-type]
+
+    def items(self) -> ItemsView[Any, Any]:
+        """Return a view of the entries; it reads the map in batches when iterated."""
+        return _Items(self)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.reader():
+            yield from elements(batch.keys)
+
+
+def check_out(out: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Refuse an `out` that the kernel could not fill as it is."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out is an ndarray, not {type(out).__name__}")
+    if out.dtype != dtype:
+        raise TypeError(f"out has the dtype {out.dtype}, not {dtype}")
+    if out.shape != shape:
+        raise ValueError(f"out has the shape {out.shape}, not {shape}")
+    if not out.flags.c_contiguous:
+        raise ValueError("out is not C-contiguous")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+
+
+class HashMap(Table):
+    """HASH, LRU_HASH: keys of any bytes. A `collections.abc.MutableMapping`."""
+
+    def update(self, *given: Any, flags: int = ANY) -> None:
+        """Set the value of one key, ``update(key, value)``, or of many, ``update(mapping)``.
+
+        With a mapping, or an iterable of pairs, the entries are written in batches; see
+        `Map.update` and `update_many` for what is raised.
+        """
+        if len(given) == 2:
+            self._update(given[0], given[1], flags)
+            return
+        if len(given) != 1:
+            raise TypeError("update takes a key and a value, or a mapping; "
+                            f"given were {len(given)}")
+        pairs = given[0].items() if isinstance(given[0], (Mapping, Table)) else given[0]
+        keys, values = [], []
+        for key, value in pairs:
+            keys.append(key)
+            values.append(value)
+        if keys:
+            self.update_many(keys, self._each(values), flags=flags)
+
+    def _each(self, values: list[Any]) -> Any:
+        """Return values that were given one by one as `update_many` takes them."""
+        return values
+
+    def pop(self, key: Any, default: Any = _MISSING) -> Any:
+        """Delete `key` and return its value, in one step; `default` where there is none."""
+        try:
+            return self.lookup_and_delete(key)
+        except KeyError:
+            if default is _MISSING:
+                raise
+            return default
+
+    def popitem(self) -> tuple[Any, Any]:
+        """Delete an entry, some one, and return it; `KeyError` where the map is empty."""
+        popped = self._pop()
+        if popped is None:
+            raise KeyError("the map is empty")
+        return popped
+
+    def setdefault(self, key: Any, default: Any) -> Any:
+        """Return the value of `key`; where there is none, set it to `default` first."""
+        with suppress(KeyExists):
+            self._update(key, default, NOEXIST)
+        return self.lookup(key)
+
+    def clear(self) -> None:
+        """Delete the entries, in one bounded walk: what is inserted meanwhile may stay."""
+        sweep(self)
+
+    def lookup_and_delete_many(self, keys: Keys, *, reduce: Reduce = None,
+                               via: str | None = None) -> tuple[Array, Array]:
+        """Look up many keys and delete them; returns values and found as `lookup_many` does.
+
+        Notes
+        -----
+        Linux 5.14. Each key is taken in one step. What interrupts it, KeyboardInterrupt included,
+        carries as ``.batch`` what was deleted until then.
+        """
+        self._way(via)
+        return self._look(Command.MAP_LOOKUP_AND_DELETE_ELEM, keys, None, reduce, 1)
+
+    def drain(self, *, reduce: Reduce = None, fields: Sequence[str] | None = None,
+              via: str | None = None) -> Batch:
+        """Read the whole map into fresh arrays and delete what was read; see `Reader.drain`."""
+        self._way(via)
+        return self._fresh(Reader.drain, reduce, fields, None)
+
+    def __len__(self) -> int:
+        return count(self)
+
+    def __bool__(self) -> bool:
+        return self._next_key() is not None
+
+
+class PerCpu(Table):
+    """What per-CPU maps have more: ``cpu=`` addresses the value of one CPU."""
+
+    per_cpu = True
+
+    def lookup(self, key: Any, *, cpu: int | None = None, flags: int = 0) -> Any:
+        """Return the values of `key`, an array ``(cpus,)``; or the one of CPU number `cpu`.
+
+        Raises
+        ------
+        ValueError
+            `cpu` is not one of `possible_cpus()`; otherwise as `Map.lookup`.
+        """
+        column = _column(cpu)
+        values = self._lookup(key, flags)
+        return values if column is None else elements(values[column:column + 1])[0]
+
+    def update(self, *given: Any, cpu: int | None = None, flags: int = ANY) -> None:
+        """Set the values of a key: ``(cpus,)`` values, or one for all CPUs; see `Map.update`.
+
+        With `cpu`, one value for that CPU number; the others keep theirs, or are zero where the
+        key is new. This reads the row and writes it back: what a program adds on another CPU in
+        between is lost.
+        """
+        column = _column(cpu)
+        if column is None:
+            super().update(*given, flags=flags)
+            return
+        key, value = given
+        row = self._value
+        assert isinstance(row, PerCpuCodec)
+        one = slots(row.one.pack(value), self.value_dtype, self.value_dtype.itemsize, 1)
+        try:
+            values = self._lookup(key, 0)
+        except KeyNotFound:
+            values = slots(np.zeros(row.size, np.uint8), self.value_dtype, row.stride, row.cpus)
+        values[column] = one[0]
+        self._update(key, values, flags)
+
+    def _each(self, values: list[Any]) -> Any:
+        row = self._value
+        assert isinstance(row, PerCpuCodec)
+        packed = b"".join(row.pack(value) for value in values)
+        flat = slots(packed, self.value_dtype, row.stride, len(values) * row.cpus)
+        return flat.reshape((len(values), row.cpus, *flat.shape[1:]))
+
+
+def _column(cpu: int | None) -> int | None:
+    if cpu is None:
+        return None
+    try:
+        return possible_cpus().index(cpu)
+    except ValueError:
+        raise ValueError(f"cpu={cpu!r}: one of the possible CPUs {possible_cpus()}") from None
+
+
+class PerCpuHashMap(PerCpu, HashMap):
+    """PERCPU_HASH, LRU_PERCPU_HASH: a value is an array ``(cpus,)``."""
+
+
+class ArrayMap(Table):
+    """ARRAY: the keys are the numbers from 0 to ``max_entries - 1``, and always there."""
+
+    indexed = True
+
+    def __len__(self) -> int:
+        self.fileno()  # a closed map has no length either
+        return self.max_entries
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self)))
+
+    def delete(self, key: Any) -> None:
+        """Refuse: an array's elements cannot be deleted, only overwritten."""
+        self.fileno()
+        raise NotSupported(22, "an array's elements cannot be deleted: write zeros instead")
+
+    def memory(self, writable: bool = False) -> Array:
+        """Return the array's own memory in the kernel, live, without system calls.
+
+        Parameters
+        ----------
+        writable : bool
+            Whether it may be written through the view.
+
+        Returns
+        -------
+        ndarray
+            ``(max_entries,)`` of the value dtype. 8-byte aligned words are read and written
+            whole; larger values can tear while a program writes them. The mapping lives as long
+            as its views, also after ``close()``.
+
+        Raises
+        ------
+        NotSupported
+            The map was not created with the MMAPABLE flag (Linux 5.5).
+        PermissionDenied
+            The handle is read-only or write-only; or to be written, the map is frozen.
+        """
+        self.fileno()
+        if not self.flags & MapFlag.MMAPABLE:
+            raise NotSupported(95, "memory() needs an array created with MapFlag.MMAPABLE")
+        stride = (self.value_dtype.itemsize + 7) // 8 * 8
+        try:
+            mapping = MemoryMapping(self.max_entries * stride, self._fd, 0, writable)
+        except OSError as error:
+            raise PermissionDenied(
+                error.errno or 0, "memory() needs a handle that may read and write, and "
+                "writable=True a map that is neither frozen nor RDONLY_PROG") from error
+        return slots(mapping, self.value_dtype, stride, self.max_entries)
+
+
+class PerCpuArrayMap(PerCpu, ArrayMap):
+    """PERCPU_ARRAY: a value is an array ``(cpus,)``."""
+
+
+class _Keys(KeysView[Any]):
+    _mapping: Table
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._mapping)
+
+
+class _Values(ValuesView[Any]):
+    _mapping: Table
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._mapping.reader():
+            yield from elements(batch.values)
+
+
+class _Items(ItemsView[Any, Any]):
+    _mapping: Table
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for batch in self._mapping.reader():
+            yield from batch.items()
+
+
+MutableMapping.register(HashMap)

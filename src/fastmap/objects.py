@@ -1,0 +1,330 @@
+"""`create` and `open`: picks the class of a map's type, works out its dtypes."""
+
+from __future__ import annotations
+
+import operator
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmap import btf as btf_module
+from fastmap._core import syscall
+from fastmap._core.syscall import Fd
+from fastmap.dtypes import fitting, parse
+from fastmap.enums import NAME_BYTES, MapFlag, MapType, map_type
+from fastmap.errors import BpfError, KeyExists, NotSupported, ObjectNotFound, PermissionDenied
+from fastmap.maps.base import Map, MapInfo, check_way
+from fastmap.maps.tables import ArrayMap, HashMap, PerCpuArrayMap, PerCpuHashMap
+
+_CLASSES: dict[MapType, type[Map]] = {
+    MapType.HASH: HashMap,
+    MapType.ARRAY: ArrayMap,
+    MapType.PERCPU_HASH: PerCpuHashMap,
+    MapType.PERCPU_ARRAY: PerCpuArrayMap,
+    MapType.LRU_HASH: HashMap,
+    MapType.LRU_PERCPU_HASH: PerCpuHashMap,
+}
+_ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
+_U4 = np.dtype("u4")
+
+
+def _class_of(kind: MapType) -> type[Map]:
+    try:
+        return _CLASSES[kind]
+    except KeyError:
+        known = ", ".join(t.name.lower() for t in _CLASSES)
+        raise NotSupported(95, f"fastmap has no class for {kind.name} maps yet; it has {known}"
+                           ) from None
+
+
+def create(
+    type: MapType | int | str, *, key: npt.DTypeLike | None = None,
+    value: npt.DTypeLike | None = None, max_entries: int, flags: int = 0, name: str = "",
+    numa_node: int | None = None, pin: str | os.PathLike[str] | None = None,
+    exist_ok: bool = False, btf: bool = True, via: str = "auto",
+) -> Any:
+    """Create a map.
+
+    Parameters
+    ----------
+    type : MapType or str
+        "hash", "array", "percpu_hash", "percpu_array", "lru_hash", "lru_percpu_hash".
+    key, value : dtype_like
+        Anything `numpy.dtype` takes, of plain bytes. An array's key is "u4" and need not be given.
+    max_entries : int
+    flags : MapFlag
+    name : str
+        At most 15 bytes of letters, digits, "_" and ".".
+    numa_node : int, optional
+        Where its memory shall lie.
+    pin : path, optional
+        Pin it there, on a bpffs.
+    exist_ok : bool
+        With `pin`: where a map is pinned already, return that, if it is of the same type, sizes
+        and flags.
+    btf : bool
+        Whether to describe the dtypes to the kernel, for `bpftool map dump` and for `open`.
+    via : {"auto", "syscall", "kernel"}
+        The way of calls over many elements, where they do not say it.
+
+    Returns
+    -------
+    Map
+        Of the class of its type: `HashMap`, `ArrayMap`, `PerCpuHashMap`, `PerCpuArrayMap`.
+
+    Raises
+    ------
+    TypeError, ValueError, OverflowError
+        An argument does not fit; the kernel was not asked.
+    PermissionDenied
+        CAP_BPF is missing.
+    KeyExists
+        Something is pinned at `pin`, and `exist_ok` is not set.
+    BpfError
+        The kernel refuses the sizes or flags (EINVAL, E2BIG), or has no memory (ENOMEM).
+
+    Notes
+    -----
+    The smallest kernel of a type is `MapType.since`.
+    """
+    kind = map_type(type)
+    cls = _class_of(kind)
+    check_way(via)
+    if kind in _ARRAYS and key is None:
+        key = _U4
+    key_dtype, value_dtype = parse(key, "key"), parse(value, "value")
+    if kind in _ARRAYS and key_dtype != _U4:
+        raise ValueError(f"the key of an {kind.name} map is u4, not {key_dtype}")
+    if isinstance(max_entries, bool) or not isinstance(max_entries, (int, np.integer)):
+        raise TypeError(f"max_entries is an integer, not {max_entries!r}")
+    if not 1 <= max_entries < 1 << 32:
+        raise ValueError(f"max_entries={max_entries}: 1 to 4294967295")
+    flags = operator.index(flags)
+    if not 0 <= flags < 1 << 32:
+        raise ValueError(f"flags={flags}: 0 to 4294967295")
+    if not isinstance(name, str):
+        raise TypeError(f"name is a str, not {name!r}")
+    encoded = name.encode()
+    if len(encoded) > NAME_BYTES:
+        raise ValueError(f"the kernel keeps {NAME_BYTES} bytes of a name; {name!r} has "
+                         f"{len(encoded)}")
+    if re.fullmatch(rb"[A-Za-z0-9_.]*", encoded) is None:
+        raise ValueError(f"a name has letters, digits, '_' and '.'; given was {name!r}")
+    if numa_node is not None:
+        flags |= MapFlag.NUMA_NODE
+    if exist_ok and pin is None:
+        raise ValueError("exist_ok=True goes with pin=")
+    wanted = {"type": int(kind), "key_size": key_dtype.itemsize,
+              "value_size": value_dtype.itemsize, "max_entries": int(max_entries),
+              "map_flags": int(flags)}
+
+    def made() -> Fd:
+        args = (kind, key_dtype.itemsize, value_dtype.itemsize, int(max_entries), int(flags),
+                encoded, numa_node or 0)
+        return _with_btf(args, key_dtype, value_dtype) if btf else syscall.map_create(*args)
+
+    fd = made() if pin is None else _pinned(made, pin, exist_ok, wanted)
+    return cls(fd, key_dtype, value_dtype, dtype_source="given", via=via)
+
+
+def _with_btf(args: tuple[int, int, int, int, int, bytes, int], key: np.dtype[Any],
+              value: np.dtype[Any]) -> Fd:
+    try:
+        blob, key_id, value_id = btf_module.encode(key, value)
+        loaded = syscall.btf_load(blob)
+    except (BpfError, TypeError, ValueError):
+        return syscall.map_create(*args)  # BTF is a courtesy: a map without it works as well
+    try:
+        return syscall.map_create(*args, btf_fd=loaded.fileno(), btf_key_type_id=key_id,
+                                  btf_value_type_id=value_id)
+    except PermissionDenied:
+        raise
+    except BpfError:
+        return syscall.map_create(*args)  # and its error is about the map, not about the BTF
+    finally:
+        loaded.close()
+
+
+def _pinned(made: Any, pin: str | os.PathLike[str], exist_ok: bool, wanted: dict[str, int]) -> Fd:
+    """Return a map pinned at `pin`: a new one, or with `exist_ok` the one that is there."""
+    if exist_ok:
+        try:
+            return _compatible(syscall.obj_get(pin), pin, wanted)
+        except ObjectNotFound:
+            pass
+    fd: Fd = made()
+    try:
+        syscall.obj_pin(fd, pin)
+    except KeyExists:
+        fd.close()
+        if not exist_ok:
+            raise
+        return _compatible(syscall.obj_get(pin), pin, wanted)  # another process was faster
+    except BaseException:
+        fd.close()
+        raise
+    return fd
+
+
+def _compatible(fd: Fd, pin: str | os.PathLike[str], wanted: dict[str, int]) -> Fd:
+    there = syscall.map_info(fd)
+    differences = [f"{field} is {there[field]}, not {asked}" for field, asked in wanted.items()
+                   if there[field] != asked and not _rounded(field, there, asked)]
+    if differences:
+        fd.close()
+        raise ValueError(f"the map at {os.fspath(pin)} differs: {'; '.join(differences)}")
+    return fd
+
+
+def _rounded(field: str, there: dict[str, Any], asked: int) -> bool:
+    # An LRU without a common list has a share for each CPU: the kernel rounds up.
+    cpus = len(syscall.possible_cpus())
+    return (field == "max_entries" and bool(there["map_flags"] & MapFlag.NO_COMMON_LRU)
+            and bool(there[field] == -(-asked // cpus) * cpus))
+
+
+def open(
+    path: str | os.PathLike[str] | None = None, *, id: int | None = None, name: str | None = None,
+    fd: int | None = None, key: npt.DTypeLike | None = None, value: npt.DTypeLike | None = None,
+    readonly: bool = False, writeonly: bool = False, btf: str = "auto", via: str = "auto",
+) -> Any:
+    """Open a map that is there.
+
+    Parameters
+    ----------
+    path : path, optional
+        A pin. One of `path`, `id`, `name` and `fd` is given.
+    id : int, optional
+        The kernel's number of the map. Needs CAP_SYS_ADMIN.
+    name : str, optional
+        Its name, of which the kernel keeps 15 bytes. Needs CAP_SYS_ADMIN.
+    fd : int, optional
+        A descriptor; the map gets a duplicate of its own.
+    key, value : dtype_like, optional
+        Override what BTF says; must match the kernel's sizes.
+    readonly, writeonly : bool
+        Open a handle that may not write, or not read.
+    btf : {"auto", "require"}
+        Where the map has BTF that may not be read (it takes CAP_SYS_ADMIN), "auto" warns and
+        gives void bytes, "require" raises.
+    via : {"auto", "syscall", "kernel"}
+        The way of calls over many elements, where they do not say it.
+
+    Returns
+    -------
+    Map
+        Of the class of its type. Its ``dtype_source`` is "given", "btf" or "none".
+
+    Raises
+    ------
+    ObjectNotFound
+        Nothing has that path, id or name (also a `FileNotFoundError`).
+    PermissionDenied
+        The message names the missing capability.
+    ValueError
+        Several maps have the name: the message lists their ids. Or sizes do not match.
+    """
+    if sum(x is not None for x in (path, id, name, fd)) != 1:
+        raise TypeError("open takes one of a path, id=, name= and fd=")
+    if readonly and writeonly:
+        raise ValueError("a handle is readonly or writeonly, not both")
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name is a str, not {name!r}")
+    check_way(via)
+    if btf not in ("auto", "require"):
+        raise ValueError(f"btf={btf!r}: 'auto' or 'require'")
+    mode = int(MapFlag.RDONLY if readonly else MapFlag.WRONLY if writeonly else 0)
+    if fd is not None:
+        if mode:
+            raise ValueError("a descriptor has its mode already: readonly and writeonly go with "
+                             "a path, an id or a name")
+        handle = syscall.duplicate(fd)
+    elif path is not None:
+        handle = syscall.obj_get(path, mode)
+    elif id is not None:
+        handle = syscall.map_get_fd_by_id(id, mode)
+    else:
+        handle = _by_name(name or "", mode)
+    try:
+        return _opened(handle, key, value, btf, via)
+    except BaseException:
+        handle.close()
+        raise
+
+
+def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str) -> Map:
+    info = syscall.map_info(fd)
+    cls = _class_of(MapType(info["type"]))
+    source = "none" if key is None and value is None else "given"
+    dtypes: dict[str, np.dtype[Any]] = {}
+    for what, spec in (("key", key), ("value", value)):
+        if spec is not None:
+            dtypes[what] = fitting(spec, info[f"{what}_size"], what)
+    if info["type"] in _ARRAYS and dtypes.setdefault("key", _U4) != _U4:
+        raise ValueError(f"the key of an array is u4, not {dtypes['key']}")
+    if len(dtypes) < 2 and info["btf_id"]:
+        found = _from_btf(info, btf)
+        for what, dtype in found.items():
+            if what not in dtypes and dtype.itemsize == info[f"{what}_size"]:
+                dtypes[what] = dtype
+                source = "btf"
+    for what in ("key", "value"):
+        dtypes.setdefault(what, np.dtype(f"V{info[f'{what}_size']}"))
+    return cls(fd, dtypes["key"], dtypes["value"], dtype_source=source, via=via)
+
+
+def _from_btf(info: dict[str, Any], btf: str) -> dict[str, np.dtype[Any]]:
+    try:
+        loaded = syscall.btf_get_fd_by_id(info["btf_id"])
+    except PermissionDenied:
+        if btf == "require":
+            raise
+        warnings.warn(f"map {info['id']} has BTF, but reading it needs CAP_SYS_ADMIN: its keys "
+                      "and values are void bytes; give key= and value=", stacklevel=4)
+        return {}
+    try:
+        blob = syscall.btf_bytes(loaded)
+    finally:
+        loaded.close()
+    ids = {what: number for what in ("key", "value") if (number := info[f"btf_{what}_type_id"])}
+    try:
+        types = btf_module.Btf(blob)
+        return {what: types.dtype(number) for what, number in ids.items()}
+    except ValueError as error:
+        if btf == "require":
+            raise
+        warnings.warn(f"the BTF of map {info['id']} cannot be read ({error}): its keys and values "
+                      "are void bytes; give key= and value=", stacklevel=4)
+        return {}
+
+
+def _by_name(name: str, mode: int) -> Fd:
+    kept = name.encode()[:NAME_BYTES].decode(errors="replace")
+    ids = [info.id for info in maps() if info.name == kept]
+    if not ids:
+        raise ObjectNotFound(2, f"no map is named {kept!r}")
+    if len(ids) > 1:
+        raise ValueError(f"{len(ids)} maps are named {kept!r}: ids {', '.join(map(str, ids))}; "
+                         "open one by id=")
+    return syscall.map_get_fd_by_id(ids[0], mode)
+
+
+def maps() -> Iterator[MapInfo]:
+    """Walk the maps of the kernel, by ascending id. Needs CAP_SYS_ADMIN; Linux 4.13."""
+    number = 0
+    while (found := syscall.map_get_next_id(number)) is not None:
+        number = found
+        try:
+            fd = syscall.map_get_fd_by_id(number)
+        except ObjectNotFound:
+            continue  # gone since
+        try:
+            info = MapInfo.of(fd)
+        finally:
+            fd.close()
+        yield info

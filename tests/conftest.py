@@ -1,0 +1,120 @@
+"""What every test stands on: the real kernel, and a ledger that nothing is left behind."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastmap
+from fastmap._core import memory
+
+CAP_SYS_ADMIN, CAP_BPF, CAP_PERFMON = 21, 39, 38
+
+
+def effective_capabilities() -> int:
+    """Return the effective capabilities of this process as the kernel's bit mask."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    raise RuntimeError("no CapEff in /proc/self/status")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Fail at once, with one line, where bpf(2) may not be used: never a green wall of skips."""
+    mask = effective_capabilities()
+    if not mask >> CAP_SYS_ADMIN & 1 and not (mask >> CAP_BPF & 1 and mask >> CAP_PERFMON & 1):
+        pytest.exit("these tests use bpf(2) for real: run them as root "
+                    "(CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON)", returncode=3)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Hide what stays for the whole run from the collector: the ledger is ten times quicker."""
+    gc.collect()
+    gc.freeze()
+
+
+def open_descriptors() -> dict[int, str]:
+    """Return the descriptors of this process that belong to the kernel's BPF objects."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # that of the listing itself
+        if "bpf" in target or "btf" in target:
+            found[int(name)] = target
+    return found
+
+
+@pytest.fixture(autouse=True)
+def ledger() -> Iterator[None]:
+    """Fail a test that leaves a BPF descriptor, or a byte of the core's memory, behind."""
+    gc.collect()
+    before, memory_before = open_descriptors(), memory.live()
+    yield
+    gc.collect()
+    after, memory_after = open_descriptors(), memory.live()
+    assert after == before, "descriptors were left behind"
+    assert memory_after == memory_before, "memory (owners, bytes) was left behind"
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """Return `fastmap.create` whose maps are closed when the test ends."""
+    made: list[Any] = []
+
+    def create(*args: Any, **options: Any) -> Any:
+        made.append(fastmap.create(*args, **options))
+        return made[-1]
+
+    yield create
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def filled(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a maker of maps u8 to u8 (arrays: u4 to u8) with the entries ``{i: 3 * i}`` for i below n."""
+
+    def create(entries: int, *, type: str = "hash", max_entries: int | None = None,
+               **options: Any) -> Any:
+        m = make(type, key="u4" if type.endswith("array") else "u8", value="u8",
+                 max_entries=max_entries or max(entries, 1), **options)
+        keys = np.arange(entries, dtype="u8")
+        if entries:
+            m.update_many(keys, 3 * keys[:, None] if m.per_cpu else 3 * keys)
+        return m
+
+    return create
+
+
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder with a bpffs of the test's own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    where = tmp_path / "bpffs"
+    where.mkdir()
+    if libc.mount(b"bpf", os.fsencode(where), b"bpf", 0, None):
+        raise OSError(ctypes.get_errno(), "mount bpffs")
+    try:
+        yield where
+    finally:
+        if libc.umount2(os.fsencode(where), 2):
+            raise OSError(ctypes.get_errno(), "umount bpffs")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """With FASTMAP_NO_SKIPS, as in CI, a test that is skipped fails."""
+    report = yield
+    if os.environ.get("FASTMAP_NO_SKIPS") and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped: {report.longrepr}"
+    return report
