@@ -81,7 +81,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def filled(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a maker of maps u8 to u8 (arrays: u4 to u8) with the entries ``{i: 3 * i}`` for i below n."""
+    """Return a maker of maps of u8 values, of the entries ``{i: 3 * i}`` for i below n."""
 
     def create(entries: int, *, type: str = "hash", max_entries: int | None = None,
                **options: Any) -> Any:

@@ -274,6 +274,10 @@ def test_threads_add_up_and_raise_the_first_failure(make: Make) -> None:
         m.update_many(np.arange(10), 2, flags=NOEXIST, threads=2)
     assert isinstance(caught.value, BatchError) and caught.value.index == 3
     assert caught.value.applied == 3 + 3 and len(m) == 2 + 6
+    m.delete_many(range(8))
+    with pytest.raises(KeyExists, match=r"element 8: .*\[8 applied\]") as caught:
+        m.update_many(np.arange(10), 2, flags=NOEXIST, threads=2)
+    assert caught.value.applied == caught.value.index == 8
     for bad in (0, -1):
         with pytest.raises(ValueError, match="threads"):
             m.lookup_many([1], threads=bad)

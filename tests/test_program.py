@@ -286,16 +286,20 @@ def test_a_pinned_program_stays(bpffs: Path) -> None:
 
 
 def test_close_waits_for_a_run() -> None:
-    # A program that takes its time: XDP, repeated a million times, without the GIL.
-    program, results = Program("xdp", returning(2)), []
+    # A program that takes its time: XDP, repeated for about a second, without the GIL.
+    program, results, started = Program("xdp", returning(2)), [], threading.Event()
     number = program.fileno()
-    started = time.monotonic()
-    thread = threading.Thread(
-        target=lambda: results.append(program.run(data=bytes(64), repeat=20_000_000)))
+
+    def run() -> None:
+        started.set()
+        results.append(program.run(data=bytes(64), repeat=20_000_000))
+
+    thread = threading.Thread(target=run)
     thread.start()
-    while not results and time.monotonic() - started < 0.05:
-        time.sleep(0.001)
+    started.wait()
+    time.sleep(0.1)
     program.close()
+    os.fstat(number)  # the run goes on: the descriptor is still open
     with pytest.raises(ValueError):
         program.run(data=bytes(64))
     thread.join()

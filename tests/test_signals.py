@@ -75,11 +75,9 @@ def test_update_many(options: dict[str, Any], make: Callable[..., Any], keys: An
     error = interrupted(lambda: m.update_many(keys, keys, **options), 0.25, record_property)
     applied = error.applied  # type: ignore[attr-defined]
     assert 0 < applied < N
-    there = m.lookup_many(keys)[1]
-    if "threads" in options:
-        assert applied == there.sum()
-    else:
-        assert there[:applied].all() and not there[applied:].any()
+    assert applied == len(m)
+    if "threads" not in options:
+        assert m.lookup_many(keys[:applied])[1].all(), "these are the first ones"
 
 
 def test_update_many_that_is_over_soon(make: Callable[..., Any]) -> None:
@@ -99,11 +97,12 @@ def test_update_many_that_is_over_soon(make: Callable[..., Any]) -> None:
 
 def test_delete_many(filled: Callable[..., Any], keys: Any,
                      record_property: Callable[[str, object], None]) -> None:
-    m = filled(N)
-    error = interrupted(lambda: m.delete_many(keys), 0.2, record_property)
+    m, n = filled(N // 2), N // 2
+    some = keys[keys < n]
+    error = interrupted(lambda: m.delete_many(some), 0.1, record_property)
     applied = error.applied  # type: ignore[attr-defined]
-    assert 0 < applied < N and len(m) == N - applied
-    assert not m.lookup_many(keys[:applied])[1].any()
+    assert 0 < applied < n and len(m) == n - applied
+    assert not m.lookup_many(some[:applied])[1].any()
 
 
 @pytest.mark.parametrize("options", [{}, {"threads": 2}], ids=["plain", "threads"])
@@ -115,10 +114,11 @@ def test_lookup_many(options: dict[str, Any], full: Any, keys: Any,
 
 def test_lookup_and_delete_many(filled: Callable[..., Any], keys: Any,
                                 record_property: Callable[[str, object], None]) -> None:
-    m = filled(N)
-    error = interrupted(lambda: m.lookup_and_delete_many(keys), 0.3, record_property)
-    assert_nothing_lost(m, [error.batch], N)  # type: ignore[attr-defined]
-    assert 0 < len(m) < N
+    m, n = filled(N // 2), N // 2
+    some = keys[keys < n]
+    error = interrupted(lambda: m.lookup_and_delete_many(some), 0.15, record_property)
+    assert 0 < len(m) < n
+    assert_nothing_lost(m, [error.batch], n)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("chunk", [None, 1])
@@ -146,12 +146,12 @@ def assert_nothing_lost(m: Any, batches: list[Any], n: int) -> None:
 @pytest.mark.parametrize("chunk", [None, 16])
 def test_drain(chunk: int | None, filled: Callable[..., Any],
                record_property: Callable[[str, object], None]) -> None:
-    m = filled(N)
-    error = interrupted(lambda: m.reader(chunk=chunk).drain(), 0.15, record_property)
+    m, n = filled(N // 2), N // 2
+    error = interrupted(lambda: m.reader(chunk=chunk).drain(), 0.05, record_property)
     batch = error.batch  # type: ignore[attr-defined]
     assert not batch.complete and len(batch)
     assert len(m) > 0
-    assert_nothing_lost(m, [batch], N)
+    assert_nothing_lost(m, [batch], n)
 
 
 # ---- at any moment -------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_nothing_is_lost_at_any_moment(way: Callable[[Any, list[Any]], None],
     began = time.perf_counter()
     way(m, [])
     usual = time.perf_counter() - began
-    for _ in range(250):
+    for _ in range(200):
         m.update_many(KEYS, 3 * KEYS)
         got: list[Any] = []
         try:

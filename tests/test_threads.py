@@ -155,15 +155,15 @@ def test_stable_keys_come_once_beside_writers(chunk: int | None, type: str, flag
     stable, space = 3000, 3000
     m = filled(stable, type=type, max_entries=stable + space, flags=flags)
     reader, sweeps, seen = m.reader(chunk=chunk), 0, 0
-    with child(lambda: churn(m, stable, space, 30)), thread(lambda: churn(m, stable, space, 0.7)):
-        until = time.monotonic() + 0.7
-        while time.monotonic() < until:
+    with child(lambda: churn(m, stable, space, 30)), thread(lambda: churn(m, stable, space, 0.5)):
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until or sweeps < 6:
             batch = reader.read()
             assert_stable_keys_once(batch.keys, stable)
             parts = [part.keys.copy() for part in reader]
             assert_stable_keys_once(np.concatenate(parts), stable)
             sweeps, seen = sweeps + 2, seen + len(batch) - stable
-    assert sweeps >= 10 and seen > 0
+    assert seen > 0
 
 
 def counters(make: Callable[..., Any]) -> Any:
@@ -194,7 +194,7 @@ def test_stable_keys_come_once_beside_a_program(chunk: int | None, filled: Calla
     stable, numbers = 3000, counters(make)
     m = filled(stable, max_entries=5 * stable)
     reader = m.reader(chunk=chunk)
-    for _ in range(8):
+    for _ in range(4):
         numbers[0] = stable  # the program's keys begin here
         with writing(m, numbers):
             for _ in range(3):

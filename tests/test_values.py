@@ -171,7 +171,7 @@ def test_padding_never_makes_a_key_miss(make: Make, dtype: np.dtype[Any], kind: 
             assert np.all(m.pop(form) == fill) and not m
         many = np.frombuffer(key.tobytes() * 3, dtype)  # np.stack would not copy the padding
         for rows in (many, many[::-1], [key[()]], [key.tobytes()]):
-            assert m.update_many(rows, fill) == len(rows) and len(m) == 1
+            assert m.update_many(rows, fill) == len(rows) and len(m) == 1 and clean in m
             assert m.lookup_many(rows)[1].all() and m.delete_many(rows) == 1
 
 

@@ -74,6 +74,11 @@ class BatchError(BpfError):
     applied: int = 0
     index: int = 0
 
+    def __str__(self) -> str:
+        # Only now: a call in several threads adds up what they applied.
+        return (f"[Errno {self.errno}] element {self.index}: {self.strerror} "
+                f"[{self.applied} applied]")
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The class of both is made as needed: another process may not have it yet.
         one = next((c for c in type(self).__mro__ if not issubclass(c, BatchError)), BpfError)
@@ -219,6 +224,6 @@ def batch_error(
     """Return the exception for a call over many elements that failed at one of them."""
     one = from_errno(number, command, map_type)
     kind = _batch_class(type(one))  # type: ignore[arg-type]  # takes the hash of an instance
-    error = kind(number, f"element {index}: {one.strerror} [{applied} applied]")
+    error = kind(number, one.strerror)
     error.command, error.applied, error.index = one.command, applied, index
     return error

@@ -294,13 +294,20 @@ def _from_btf(info: dict[str, Any], btf: str) -> dict[str, np.dtype[Any]]:
     ids = {what: number for what in ("key", "value") if (number := info[f"btf_{what}_type_id"])}
     try:
         types = btf_module.Btf(blob)
-        return {what: types.dtype(number) for what, number in ids.items()}
+        return {what: _bytes_whole(types.dtype(number)) for what, number in ids.items()}
     except ValueError as error:
         if btf == "require":
             raise
         warnings.warn(f"the BTF of map {info['id']} cannot be read ({error}): its keys and values "
                       "are void bytes; give key= and value=", stacklevel=4)
         return {}
+
+
+def _bytes_whole(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return an array of bytes as void bytes: as a key it hashes then, and BTF knows no void."""
+    if dtype.subdtype is not None and dtype.subdtype[0] == np.uint8:
+        return np.dtype(f"V{dtype.itemsize}")
+    return dtype
 
 
 def _by_name(name: str, mode: int) -> Fd:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import Event
+from time import monotonic
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeAlias
 
@@ -25,8 +26,8 @@ from fastmap.errors import NotSupported
 Array: TypeAlias = npt.NDArray[Any]
 Keys: TypeAlias = npt.ArrayLike | Sequence[Any]
 
-#: Elements a thread of `in_threads` works through before it looks for a Ctrl-C.
-SLICE = 131072
+#: The fewest elements a thread of `in_threads` works through before it looks for a Ctrl-C.
+SLICE = 16384
 #: The ways a call can take.
 WAYS = ("auto", "syscall", "kernel")
 
@@ -461,17 +462,20 @@ def in_threads(part: Callable[[int, int], int], count: int, threads: int) -> int
     interrupted = Event()
 
     def work(start: int, stop: int) -> tuple[int, BaseException | None]:
-        done = 0
-        # In slices: only the main thread hears of a Ctrl-C, the others between their slices.
-        for at in range(start, max(stop, start + 1), SLICE):
-            if interrupted.is_set():
-                break
+        # In slices of about 0.1 s: only the main thread hears of a Ctrl-C, this one in between.
+        done, at, step = 0, start, SLICE
+        while not interrupted.is_set():
+            began = monotonic()
             try:
-                done += part(at, min(at + SLICE, stop))
+                done += part(at, min(at + step, stop))
             except BaseException as error:
                 if hasattr(error, "index"):
                     error.index += at
                 return done + getattr(error, "applied", 0), error
+            at += step
+            if at >= stop:
+                break
+            step = 2 * step if monotonic() - began < 0.05 else max(step // 2, SLICE)
         return done, None
 
     with ThreadPoolExecutor(threads, "fastmap") as pool:

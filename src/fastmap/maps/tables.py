@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import (
     Callable,
     ItemsView,
@@ -278,8 +279,11 @@ class HashMap(Table):
 
     def setdefault(self, key: Any, default: Any) -> Any:
         """Return the value of `key`; where there is none, set it to `default` first."""
-        with suppress(KeyExists):
-            self._update(key, default, NOEXIST)
+        try:  # first: an LRU makes room for an update before it finds that the key exists
+            return self.lookup(key)
+        except KeyNotFound:
+            with suppress(KeyExists):  # someone else was faster
+                self._update(key, default, NOEXIST)
         return self.lookup(key)
 
     def clear(self) -> None:
@@ -362,7 +366,7 @@ def _column(cpu: int | None) -> int | None:
     if cpu is None:
         return None
     try:
-        return possible_cpus().index(cpu)
+        return possible_cpus().index(operator.index(cpu))
     except ValueError:
         raise ValueError(f"cpu={cpu!r}: one of the possible CPUs {possible_cpus()}") from None
 
