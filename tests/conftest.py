@@ -14,6 +14,7 @@ import pytest
 
 import fastmap
 from fastmap._core import memory
+from fastmap.enums import running_kernel, version_text
 
 CAP_SYS_ADMIN, CAP_BPF, CAP_PERFMON = 21, 39, 38
 
@@ -118,3 +119,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped: {report.longrepr}"
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs a later kernel; fail it where a new enough one lacks the feature.
+
+    ``@pytest.mark.needs("ARENA", ...)`` names features as `fastmap.features` does.
+    """
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            feature = fastmap.features()[name]
+            if feature.since is None or running_kernel() >= feature.since:
+                assert feature.supported, f"this kernel should have it: {feature}"
+            else:
+                pytest.skip(f"{name} needs Linux {version_text(feature.since)}")

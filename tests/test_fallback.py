@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import in_child
 
 import fastmap
+
+pytestmark = pytest.mark.quick
 
 LD_ABS_W, JEQ, JGE, RET = 0x20, 0x15, 0x35, 0x06
 ALLOW, ERRNO_EINVAL = 0x7FFF0000, 0x00050000 | 22
@@ -44,24 +47,16 @@ def forbid_batches() -> None:
 
 def without_batches(check: Callable[[], None]) -> None:
     """Run `check` in a child that has no batch commands; fail where it fails."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            forbid_batches()
-            check()
-            status = 0
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    def task() -> None:
+        forbid_batches()
+        check()
+
+    in_child(task)
 
 
 @pytest.mark.parametrize("kind", ["hash", "array", "percpu_hash", "percpu_array", "lru_hash"])
 def test_reads_and_writes_give_the_same(filled: Callable[..., Any], kind: str) -> None:
-    m = filled(500, type=kind)
+    m = filled(500, type=kind, max_entries=500 if kind.endswith("array") else 4000)
     cpus = len(fastmap.possible_cpus()) if m.per_cpu else 1
 
     def check() -> None:

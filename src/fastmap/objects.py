@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import operator
 import os
 import re
@@ -16,7 +17,14 @@ from fastmap import btf as btf_module
 from fastmap._core import syscall
 from fastmap._core.syscall import Fd
 from fastmap.dtypes import fitting, parse
-from fastmap.enums import NAME_BYTES, MapFlag, MapType, map_type
+from fastmap.enums import (
+    NAME_BYTES,
+    MapFlag,
+    MapType,
+    map_type,
+    running_kernel,
+    version_text,
+)
 from fastmap.errors import BpfError, KeyExists, NotSupported, ObjectNotFound, PermissionDenied
 from fastmap.maps.base import Map, MapInfo, check_way
 from fastmap.maps.tables import ArrayMap, HashMap, PerCpuArrayMap, PerCpuHashMap
@@ -126,10 +134,23 @@ def create(
     def made() -> Fd:
         args = (kind, key_dtype.itemsize, value_dtype.itemsize, int(max_entries), int(flags),
                 encoded, numa_node or 0)
-        return _with_btf(args, key_dtype, value_dtype) if btf else syscall.map_create(*args)
+        try:
+            return _with_btf(args, key_dtype, value_dtype) if btf else syscall.map_create(*args)
+        except BpfError as error:
+            raise _explained(error, kind, MapFlag(flags)) from None
 
     fd = made() if pin is None else _pinned(made, pin, exist_ok, wanted)
     return cls(fd, key_dtype, value_dtype, dtype_source="given", via=via)
+
+
+def _explained(error: BpfError, kind: MapType, flags: MapFlag) -> BpfError:
+    """Return what a failed creation is about: EINVAL can be a kernel too old for what was asked."""
+    late = [each for each in (kind, *flags) if each.since > running_kernel()]
+    if error.errno != errno.EINVAL or not late:
+        return error
+    return NotSupported(errno.EINVAL, "; ".join(
+        f"{each.name} needs Linux {version_text(each.since)}" for each in late)
+        + f"; this is {os.uname().release}")
 
 
 def _with_btf(args: tuple[int, int, int, int, int, bytes, int], key: np.dtype[Any],
