@@ -175,6 +175,15 @@ def test_growth_leaves_older_views_alone(filled: Callable[..., Any], chunk: int,
     assert len(m) == 0
 
 
+@pytest.mark.parametrize("chunk", [3, 64, 1000])
+def test_growth_in_a_drain_keeps_what_was_drained(filled: Callable[..., Any], chunk: int) -> None:
+    m = filled(5000, max_entries=1 << 20, flags=MapFlag.NO_PREALLOC)
+    with address_space(8 << 20):
+        batch = m.reader(chunk=chunk).drain()
+        assert np.array_equal(np.sort(batch.keys), np.arange(5000))
+        assert np.array_equal(batch.values, 3 * batch.keys)
+
+
 def test_a_huge_sparse_map_costs_little(filled: Callable[..., Any]) -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE

@@ -125,6 +125,28 @@ def test_a_reader_of_two_threads(way: str, filled: Callable[..., Any]) -> None:
     assert len(reader.read()) == n
 
 
+@pytest.mark.parametrize("way", ["__iter__", "drain_chunks"])
+def test_a_reader_has_one_walk_at_a_time(way: str, filled: Callable[..., Any]) -> None:
+    m = filled(500)
+    reader = m.reader(chunk=50)
+    chunks = getattr(reader, way)()
+    taken = len(next(chunks))
+    rest = len(reader.read())
+    with pytest.raises(RuntimeError, match="another read") as caught:
+        next(chunks)  # not the end: that would hide what it has not seen
+    assert not hasattr(caught.value, "batch")
+    assert rest == len(m) == (500 if way == "__iter__" else 500 - taken)
+
+
+def test_a_drain_takes_no_condition(filled: Callable[..., Any]) -> None:
+    m = filled(500)
+    reader = m.reader(where=("value", "<", 100))
+    for drain in (reader.drain, lambda: next(reader.drain_chunks())):
+        with pytest.raises(ValueError, match="where"):
+            drain()  # it would delete what it does not return
+    assert len(m) == 500
+
+
 # ---- reads beside writers ------------------------------------------------------------------------
 
 

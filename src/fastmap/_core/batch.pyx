@@ -181,7 +181,7 @@ cdef class BatchReader:
                     continue
                 if not self.started and result in (-EINVAL, -ENOTSUPP, -EOPNOTSUPP):
                     # No such command for this map on this kernel: from key to key, from now on.
-                    self.map.no_read_batch = True
+                    self.map.no_read_batch = not drain
                     return self._walk(drain, whole, fd)
                 if result != -EINTR:
                     with gil:
@@ -261,13 +261,15 @@ cdef class BatchReader:
 
     cdef void _touch(self, Py_ssize_t count) noexcept nogil:
         # A command that deletes and then fails to write loses entries: have the pages there.
-        cdef Py_ssize_t stop = self.filled + count
+        cdef Py_ssize_t start, stop = self.filled + count
         if self.scratch is not None:
             if self.touched < count:
                 self.scratch.touch(self.touched * self.row_size, count * self.row_size)
             self.keys.touch(self.filled * self.key_size, stop * self.key_size)
             self.touched = max(self.touched, count)
         elif self.touched < stop:
-            self.keys.touch(self.touched * self.key_size, stop * self.key_size)
-            self.values.touch(self.touched * self.row_size, stop * self.row_size)
+            # Behind what is filled: touching writes.
+            start = max(self.touched, self.filled)
+            self.keys.touch(start * self.key_size, stop * self.key_size)
+            self.values.touch(start * self.row_size, stop * self.row_size)
             self.touched = stop

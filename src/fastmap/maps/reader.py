@@ -44,6 +44,7 @@ class Reader:
         self._key_dtype = source.key_dtype
         self._core = BatchReader(source, source.max_entries, is_array, columns, chunk or 0)
         self._filtered = where is not None
+        self._walks = 0
         self._mapped: Mapping | None = None
         self._views()
 
@@ -95,7 +96,7 @@ class Reader:
             Every entry that was in the map during the whole read, once; entries that came or
             went meanwhile may or may not be there. Views, overwritten by the next read.
         """
-        self._core.rewind()
+        self._begin()
         self._core.fill(False, True)
         return self._batch(True)
 
@@ -117,8 +118,19 @@ class Reader:
             Whatever interrupts it, KeyboardInterrupt included, carries as ``.batch`` what was
             deleted until then.
         """
-        self._core.rewind()
+        self._begin()
         return self._drained(True)
+
+    def _begin(self) -> int:
+        """Start over at the map's first entry; return the number of this walk."""
+        self._core.rewind()
+        self._walks += 1
+        return self._walks
+
+    def _unfinished(self, walk: int) -> bool:
+        if walk != self._walks:
+            raise RuntimeError("the reader has begun another read meanwhile")
+        return not self._core.ended
 
     def _drained(self, whole: bool) -> Batch:
         if self._filtered:
@@ -136,16 +148,16 @@ class Reader:
         A chunk has about ``chunk`` entries: fewer where the kernel ends one early, more where so
         many share a bucket. Views, overwritten by the next chunk.
         """
-        self._core.rewind()
-        while not self._core.ended:
+        walk = self._begin()
+        while self._unfinished(walk):
             self._core.fill(False, False)
             if self._core.filled:
                 yield self._batch(False)
 
     def drain_chunks(self) -> Iterator[Batch]:
         """Like iteration, and the entries are gone from the map; see `drain`."""
-        self._core.rewind()
-        while not self._core.ended:
+        walk = self._begin()
+        while self._unfinished(walk):
             batch = self._drained(False)
             if self._core.filled:  # no call: a Ctrl-C in it would lose the batch
                 yield batch
