@@ -5,12 +5,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard src/fastmap/_core/*.pyx src/fastmap/_core/*.pxd src/fastmap/_core/*.h)
 
-.PHONY: help demo test quick bench bench-once lint types wheel clean
+# Where bpf(2) may not be used, or KERNEL is given (6.1, 6.12): in an emulated Linux.
+KERNEL ?=
+HERE = test -z "$(KERNEL)" && $(BIN)/python tests/guest/allowed.py
+GUEST = $(BIN)/python -m tests.guest
+
+.PHONY: help demo test quick test-kernels quick-kernels matrix bench bench-once lint types wheel clean
 
 help:
 	@echo "make demo        build, and show this machine's system calls, live (root)"
 	@echo "make test        build, and run all tests on this kernel (root)"
 	@echo "make quick       the tests without the slow ones"
+	@echo "make test-kernels  the tests in emulated Linux 6.1 and 6.12; matrix: CPU topologies too"
 	@echo "make bench       the figures of README, against C, in one run"
 	@echo "make lint types  ruff, cython-lint, mypy, stubtest"
 	@echo "make wheel       a wheel and an sdist in dist/"
@@ -32,13 +38,24 @@ $(VENV)/.built: $(BIN)/python $(SOURCES)
 	@touch $@
 
 demo: $(VENV)/.built
-	$(BIN)/python -m fastmap demo
+	@if $(HERE); then $(BIN)/python -m fastmap demo; else \
+		$(GUEST) run --kernel $(or $(KERNEL),6.12) -- python -m fastmap demo; fi
 
 test: $(VENV)/.built
-	$(BIN)/python -m pytest
+	@if $(HERE); then $(BIN)/python -m pytest; else \
+		$(GUEST) test --kernel $(or $(KERNEL),6.12) --topology 2cpu; fi
 
 quick: $(VENV)/.built
 	$(BIN)/python -m pytest -m "not slow"
+
+test-kernels: $(VENV)/.built
+	$(GUEST) test
+
+quick-kernels: $(VENV)/.built
+	$(GUEST) test -- -m quick tests
+
+matrix: $(VENV)/.built
+	$(GUEST) matrix
 
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest bench -o python_files='bench_*.py'

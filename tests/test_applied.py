@@ -15,6 +15,8 @@ import fastmap
 from fastmap import EXIST, NOEXIST, BatchError, KeyExists, KeyNotFound, MapFull, NotSupported
 from fastmap.errors import PermissionDenied
 
+pytestmark = pytest.mark.quick
+
 Make = Callable[..., Any]
 
 CPUS = len(fastmap.possible_cpus())

@@ -148,13 +148,6 @@ def test_jump_encoding() -> None:
             assert second == (operation | 8 | cls, high, -2, 0), name + suffix
 
 
-def test_helper_numbers_are_the_kernels() -> None:
-    kernel = Btf(VMLINUX.read_bytes())
-    numbers = kernel.enum(kernel.find("bpf_func_id", Kind.ENUM))
-    for helper in Helper:
-        assert numbers[f"BPF_FUNC_{helper.name.lower()}"] == helper, helper.name
-
-
 # --- labels, functions, maps ----------------------------------------------------------------------
 
 

@@ -14,6 +14,8 @@ import fastmap
 from fastmap import EXIST, NOEXIST, KeyExists, KeyNotFound, MapFull, NotSupported
 from fastmap.errors import BpfError, PermissionDenied
 
+pytestmark = pytest.mark.quick
+
 Make = Callable[..., Any]
 
 HASHES = ("hash", "percpu_hash", "lru_hash", "lru_percpu_hash")

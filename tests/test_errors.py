@@ -79,8 +79,6 @@ PROVOKED: dict[str, tuple[Callable[[Any, Any], Any], type[BpfError], int, Comman
                  Command.MAP_LOOKUP_AND_DELETE_BATCH, "not there for ARRAY"),
     "frozen": (lambda m, p: m.frozen.update(1, 1), PermissionDenied, errno.EPERM,
                Command.MAP_UPDATE_ELEM, "key 1: the map is frozen"),
-    "frozen twice": (lambda m, p: m.frozen.freeze(), PermissionDenied, errno.EPERM,
-                     Command.MAP_FREEZE, "frozen already"),
     "flags": (lambda m, p: m.empty.update(7, 1, flags=3), BpfError, errno.EINVAL,
               Command.MAP_UPDATE_ELEM, "key 7: Invalid argument"),
     "no pin": (lambda m, p: fastmap.open(p / "x"), ObjectNotFound, errno.ENOENT, Command.OBJ_GET,

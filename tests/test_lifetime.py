@@ -22,6 +22,8 @@ from fastmap import MapFlag
 from fastmap._core import memory
 from fastmap.asm import R0, Assembler
 
+pytestmark = pytest.mark.quick
+
 RECORD = np.dtype([("a", "u4"), ("b", "u1", (3,)), ("c", "u8")])
 
 #: What a user may keep of a batch; everything else is dropped.

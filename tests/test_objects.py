@@ -22,6 +22,8 @@ from fastmap.errors import (
     PermissionDenied,
 )
 
+pytestmark = pytest.mark.quick
+
 Make = Callable[..., Any]
 
 CLASSES = {

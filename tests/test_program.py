@@ -17,6 +17,8 @@ import fastmap
 from fastmap import BpfError, PermissionDenied, Program, ProgType
 from fastmap.asm import FP, R0, R1, R2, R3, R4, R6, Assembler, Code, Helper
 
+pytestmark = pytest.mark.quick
+
 SLEEPABLE = 16
 GETPPID = 110  # x86-64
 
@@ -279,6 +281,9 @@ def test_a_pinned_program_stays(bpffs: Path) -> None:
     with Program("syscall", returning(3), flags=SLEEPABLE) as program:
         program.pin(bpffs / "three")
         assert (bpffs / "three").exists()
+        with pytest.raises(ValueError, match="NUL"):
+            program.pin(f"{bpffs}/four\0")
+        assert not (bpffs / "four").exists()
         with pytest.raises(fastmap.KeyExists):
             program.pin(bpffs / "three")
         with pytest.raises(ValueError, match="bpf-prog"):

@@ -149,7 +149,7 @@ _TABLE: tuple[_Row, ...] = (
     (_errno.EPERM, frozenset({Command.MAP_FREEZE}), _ALL_TYPES, PermissionDenied,
      "the map is frozen already, or this handle is read-only"),
     (_errno.EBUSY, frozenset({Command.MAP_FREEZE}), _ALL_TYPES, BpfError,
-     "a writable mapping of the map is alive"),
+     "a writable mapping of the map is alive, or (on older kernels) it is frozen already"),
     (_errno.EPERM, _UPDATES | _DELETES, _ALL_TYPES, PermissionDenied,
      "the map is frozen, or this handle is read-only"),
     (_errno.EPERM, _ELEMENTS, _ALL_TYPES, PermissionDenied,

@@ -155,10 +155,17 @@ cdef int _copy_name(char *where, bytes name) except -1:
     return 0
 
 
+cdef bytes _encoded(path):
+    cdef bytes encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError(f"a path holds no NUL: {path!r}")
+    return encoded
+
+
 def obj_pin(Fd fd, path):
     """BPF_OBJ_PIN."""
     cdef fm_obj attr
-    cdef bytes encoded = os.fsencode(path)
+    cdef bytes encoded = _encoded(path)
     memset(&attr, 0, sizeof(attr))
     attr.pathname = fm_ptr(<const char *>encoded)
     attr.bpf_fd = fd.get()
@@ -168,7 +175,7 @@ def obj_pin(Fd fd, path):
 def obj_get(path, uint32_t file_flags=0):
     """BPF_OBJ_GET: return the `Fd` of what is pinned at `path`."""
     cdef fm_obj attr
-    cdef bytes encoded = os.fsencode(path)
+    cdef bytes encoded = _encoded(path)
     memset(&attr, 0, sizeof(attr))
     attr.pathname = fm_ptr(<const char *>encoded)
     attr.file_flags = file_flags

@@ -200,7 +200,8 @@ class Map(MapCore):
         PermissionDenied
             The map is frozen already, or the handle is read-only.
         BpfError
-            EBUSY: a writable mapping of the map is alive.
+            EBUSY: a writable mapping of the map is alive; or, on older kernels such as 6.1, the
+            map is frozen already.
 
         Notes
         -----
