@@ -43,19 +43,19 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built
 	@if $(HERE); then $(BIN)/python -m pytest; else \
-		$(GUEST) test --kernel $(or $(KERNEL),6.12) --topology 2cpu; fi
+		$(GUEST) test --kernel $(or $(KERNEL),6.12) -- -q tests; fi
 
 quick: $(VENV)/.built
 	$(BIN)/python -m pytest -m "not slow"
 
 test-kernels: $(VENV)/.built
-	$(GUEST) test
+	$(GUEST) test -- -q tests
 
 quick-kernels: $(VENV)/.built
-	$(GUEST) test -- -m quick tests
+	$(GUEST) test -- -q -m quick tests
 
 matrix: $(VENV)/.built
-	$(GUEST) matrix
+	$(GUEST) matrix -- -q -m quick tests
 
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest bench -o python_files='bench_*.py'

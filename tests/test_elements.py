@@ -319,7 +319,7 @@ def test_with_closes() -> None:
 
 READS = ("lookup", "[]", "in", "get", "len", "bool", "iter", "lookup_many", "snapshot")
 WRITES = ("update", "[]=", "delete", "del", "update_many", "delete_many", "clear", "mapping",
-          "pop", "popitem", "take", "take_many", "drain", "freeze")  # fmt: skip
+          "pop", "popitem", "take", "take_many", "drain")  # fmt: skip
 
 
 @pytest.mark.parametrize("call", READS + WRITES)

@@ -28,9 +28,10 @@ COMMAND_LINE = (
 # All features, apart from two that cost: a fifth level of page tables, and string instructions
 # that tell kernel and libc to copy and clear memory byte by byte, as emulation then does.
 CPU = "max,la57=off,erms=off,fsrm=off"
-# One thread for all CPUs of a guest costs a fifth less in all than a thread for each, which only
-# pays where the host has CPUs to spare.
-EMULATION = "tcg,thread=single" if (os.cpu_count() or 1) <= 2 else "tcg,thread=multi"
+# A thread for each CPU of a guest pays where this machine has CPUs to spare; otherwise one thread
+# for all of them costs a fifth less. A CPU that is unplugged must have had its own.
+ONE_THREAD, MANY_THREADS = "tcg,thread=single", "tcg,thread=multi"
+SPARE_CPUS = (os.cpu_count() or 1) > 2
 BOOT_LIMIT = 120.0  # seconds; a busy machine may need several times the usual 5
 PREFIX = "fastmap-guest-"
 
@@ -104,9 +105,11 @@ def workspace() -> Iterator[Path]:
 def _arguments(machine: Machine, folder: Path) -> list[str]:
     """Return the emulator's command line."""
     device = "virtconsole" if machine.output == "terminal" else "virtserialport"
+    unplugs = machine.topology.possible > machine.topology.present
+    emulation = MANY_THREADS if SPARE_CPUS or unplugs else ONE_THREAD
     arguments = [
         *machine.emulator.command(),
-        *("-machine", "q35", "-cpu", CPU, "-accel", machine.accelerator or EMULATION),
+        *("-machine", "q35", "-cpu", CPU, "-accel", machine.accelerator or emulation),
         *("-smp", str(machine.topology.possible), "-m", str(machine.memory)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", str(machine.kernel), "-initrd", str(folder / "initramfs")),

@@ -85,19 +85,18 @@ def _walk(folder: Path, unused_folders: re.Pattern[str]) -> Iterator[Path]:
 
 
 def _distribution_files(python: Python, name: str) -> Iterator[Path]:
-    """Yield the files of a distribution that are needed to run it."""
-    sites = [Path(site) for site in python.sites]
+    """Yield the files of a distribution that are needed to run it, all of the project's own."""
     for text in python.files.get(name, []):
         path = Path(os.path.normpath(text))
-        for site in sites:
-            if path.is_relative_to(site):
-                inner = path.relative_to(site)
-                unused = any(UNUSED_FOLDERS.fullmatch(part) for part in inner.parts[:-1])
-                break
-        else:  # a script in bin: the project's own command is wanted, no other
-            unused = name != PROJECT
-        if not unused and not UNUSED_FILES.fullmatch(path.name) and path.is_file():
-            yield path
+        if path.suffix == ".pyc" or not path.is_file():
+            continue
+        if name != PROJECT:
+            inside = [path.relative_to(site) for site in python.sites if path.is_relative_to(site)]
+            if not inside or UNUSED_FILES.fullmatch(path.name):  # not inside: a script in bin
+                continue
+            if any(UNUSED_FOLDERS.fullmatch(part) for part in inside[0].parts[:-1]):
+                continue
+        yield path
 
 
 def _base_files(python: Python) -> list[Path]:
@@ -109,7 +108,7 @@ def _base_files(python: Python) -> list[Path]:
         files.update(
             path
             for path in _walk(Path(folder), UNUSED_FOLDERS)
-            if not UNUSED_FILES.fullmatch(path.name)
+            if not UNUSED_FILES.fullmatch(path.name) and path.is_file()
         )
     for name in python.files:
         if name != PROJECT:

@@ -226,6 +226,11 @@ async def ended_by_signals() -> AsyncIterator[None]:
     """Let SIGTERM and SIGHUP cancel the work, as SIGINT does already: guests are then ended."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
+
+    def stop(number: signal.Signals) -> None:
+        say(f"ended by {number.name}")
+        task.cancel()
+
     for number in (signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, stop, number)
     yield

@@ -198,7 +198,7 @@ class Map(MapCore):
         Raises
         ------
         PermissionDenied
-            The map is frozen already, or the handle is read-only.
+            The map is frozen already, or the handle is read-only (Linux 6.1 does not mind that).
         BpfError
             EBUSY: a writable mapping of the map is alive; or, on older kernels such as 6.1, the
             map is frozen already.
