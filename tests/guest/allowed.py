@@ -15,7 +15,7 @@ def main() -> int:
                 return 0
             reason = f"{' and '.join(missing)} missing"
     except OSError as error:
-        reason = f"{' and '.join(missing)} missing" if missing else error.strerror
+        reason = f"{' and '.join(missing)} missing" if missing else str(error)
     print(f"fastmap: bpf(2) may not be used here ({reason}): an emulated Linux instead")
     return 1
 
