@@ -65,7 +65,7 @@ bench-once: $(VENV)/.built
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .
-	$(BIN)/cython-lint src
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src  # it calls pycodestyle
 
 types: $(VENV)/.built
 	$(BIN)/python -m pytest -q tests/test_typing.py
