@@ -371,6 +371,17 @@ class Btf:
             members.append(Member(name, member_id, offset, bits))
         return members
 
+    def parts(self, type_id: int) -> list[int]:
+        """The types that a type's own bytes are made of; of a pointer, the tag on its target."""
+        found = self._type(type_id)
+        if found.kind in (Kind.STRUCT, Kind.UNION):
+            return [member.type_id for member in self.members(type_id)]
+        if found.kind == Kind.ARRAY:
+            return [found.words[found.at]]
+        if found.kind == Kind.PTR and found.value:
+            return [found.value] if self._type(found.value).kind == Kind.TYPE_TAG else []
+        return [found.value] if found.kind in (Kind.TYPEDEF, *QUALIFIERS) else []
+
     def enum(self, type_id: int) -> dict[str, int]:
         """The names of an ENUM or ENUM64, and their values."""
         found, rows = self._rows(type_id, Kind.ENUM, Kind.ENUM64)

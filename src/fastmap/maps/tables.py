@@ -23,6 +23,7 @@ from fastmap._core.columns import Columns
 from fastmap._core.memory import Mapping as MemoryMapping
 from fastmap._core.rows import Rows, rows_of
 from fastmap._core.syscall import possible_cpus
+from fastmap.accel import Loops
 from fastmap.dtypes import Reduce, Where, plan, slots, unpacked
 from fastmap.enums import ANY, NOEXIST, Command, MapFlag
 from fastmap.errors import KeyExists, KeyNotFound, NotSupported, PermissionDenied
@@ -79,21 +80,56 @@ class Table(Map):
         -----
         The GIL is released once for all keys.
         """
-        self._way(via)
-        return self._look(Command.MAP_LOOKUP_ELEM, keys, out, reduce, threads)
+        return self._look(Command.MAP_LOOKUP_ELEM, keys, out, reduce, threads, via, "lookup")
+
+    def increment_many(self, keys: Keys, deltas: Any) -> Array:
+        """Add to the values of many keys, atomically, where they lie: no other writer is lost.
+
+        Parameters
+        ----------
+        keys : array_like
+            As for `lookup_many`.
+        deltas : array_like
+            ``(n,)`` of the value dtype, or one for all. Every field is added to; modulo.
+
+        Returns
+        -------
+        ndarray of bool
+            ``(n,)``: which keys were there. Missing ones are skipped.
+
+        Raises
+        ------
+        NotSupported
+            The value has something else than integers of 4 and 8 bytes, each at a multiple of its
+            size; the map is per-CPU; or the in-kernel way cannot be had.
+
+        Notes
+        -----
+        Linux 5.17, CAP_BPF and CAP_PERFMON (see `prepare`): there is no such system call.
+        """
+        rows = rows_of(keys, self._key)
+        added = rows_of(deltas, self._value, rows.count)
+        found = np.zeros(rows.count, np.bool_)
+        loops = self._way("kernel", "increment", rows.count)
+        if not isinstance(loops, Loops):
+            raise PermissionDenied(1, "increment_many needs a handle that may read and write, of "
+                                      "a map that is not frozen")
+        loops.increment_rows(rows, added, found)
+        return found
 
     def _look(self, command: Command, keys: Keys, out: Array | None, reduce: Reduce,
-              threads: int) -> tuple[Array, Array]:
+              threads: int, via: str | None, work: str) -> tuple[Array, Array]:
         rows = rows_of(keys, self._key)
+        loops = self._way(via, work, rows.count)
         columns, values, raw = self._result(rows.count, out, reduce)
         found = np.zeros(rows.count, np.bool_)
         try:
             if threads == 1:
-                self._lookup_rows(rows, raw, found, columns, command)
+                loops._lookup_rows(rows, raw, found, columns, command)
             else:
                 def part(start: int, stop: int) -> int:
                     some = Rows(rows.owner[start:stop], self._key)
-                    return self._lookup_rows(
+                    return loops._lookup_rows(
                         some, raw[start:stop], found[start:stop], columns, command)
                 in_threads(part, rows.count, threads)
         except BaseException as error:
@@ -299,8 +335,7 @@ class HashMap(Table):
         Linux 5.14. Each key is taken in one step. What interrupts it, KeyboardInterrupt included,
         carries as ``.batch`` what was deleted until then.
         """
-        self._way(via)
-        return self._look(Command.MAP_LOOKUP_AND_DELETE_ELEM, keys, None, reduce, 1)
+        return self._look(Command.MAP_LOOKUP_AND_DELETE_ELEM, keys, None, reduce, 1, via, "take")
 
     def drain(self, *, reduce: Reduce = None, fields: Sequence[str] | None = None,
               via: str | None = None) -> Batch:

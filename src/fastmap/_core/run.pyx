@@ -1,0 +1,273 @@
+"""Runs of the in-kernel way's programs over a buffer that user space has mapped.
+
+A `Runner` belongs to one call at a time, and to the process that made it: a forked child shares the
+pages of its buffer, and makes a runner of its own.
+"""
+
+from fastmap import errors
+from fastmap.enums import MapFlag, MapType, ProgType
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EAGAIN, EINTR
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from fastmap._core import syscall
+
+from fastmap._core.codec cimport data_of
+from fastmap._core.columns cimport Columns
+from fastmap._core.map cimport MapCore
+from fastmap._core.memory cimport Mapping
+from fastmap._core.rows cimport Rows
+from fastmap._core.syscall cimport Fd, forks, look_for_signals
+from fastmap._core.uapi cimport *
+
+cdef enum:
+    SLEEPABLE = 16
+    HEAD = 64
+
+#: What a run does about an element that fails: `fastmap.programs`.
+MODES = {"raise": 0, "return": 1, "ignore": 2}
+
+
+def load(MapCore map not None, code, str name, bint sleepable=True):
+    """Load a program that names `map` by its descriptor, which stays open meanwhile.
+
+    Sleepable ones are of type SYSCALL; some map types serve only others, which are of type
+    RAW_TRACEPOINT: BPF_PROG_TEST_RUN runs either.
+    """
+    cdef Fd btf = None
+    map._fd.acquire()
+    try:
+        if code.btf:
+            btf = syscall.btf_load(code.btf)
+        return syscall.prog_load(
+            ProgType.SYSCALL if sleepable else ProgType.RAW_TRACEPOINT, code.insns,
+            b"Dual MIT/GPL", name.encode(), SLEEPABLE if sleepable else 0, 0, 0, btf,
+            code.func_info, code.func_info_rec_size)
+    finally:
+        map._fd.release()
+
+
+cdef long run(int fd) noexcept nogil:
+    """BPF_PROG_TEST_RUN of a program whose arguments stand in its buffer."""
+    cdef fm_test_run attr
+    memset(&attr, 0, sizeof(attr))
+    attr.prog_fd = fd
+    return fm_bpf(FM_PROG_TEST_RUN, &attr, sizeof(attr))
+
+
+cdef tuple _mapped(Py_ssize_t size, Py_ssize_t entries, bytes name):
+    """Return an array map of the in-kernel way, and its pages."""
+    cdef Fd fd = syscall.map_create(MapType.ARRAY, 4, size, entries, MapFlag.MMAPABLE, name)
+    return fd, Mapping((size + 7) // 8 * 8 * entries, fd)
+
+
+cdef class Runner:
+    """A buffer, and the programs made for it.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of `fastmap.programs`.
+    large : bool
+        Whether values are copied to an array of their own, not into the buffer.
+    """
+
+    def __cinit__(self, layout, bint large=False):
+        cdef Py_ssize_t i
+        cdef uint32_t *numbers
+        self.layout = layout
+        self.chunk = layout.chunk
+        self.keys_at = layout.keys_at
+        self.codes_at = layout.codes_at
+        self.values_at = layout.values_at
+        self.rounds = max(len(layout.cpus), 1)
+        self.programs = {}
+        self.generation = forks()
+        self.buffer, self.memory = _mapped(layout.size, 1, b"fastmap_keys")
+        if large:
+            self.large, self.large_memory = _mapped(
+                layout.value_size, layout.chunk * self.rounds, b"fastmap_values")
+        numbers = <uint32_t *>(self.memory.data + HEAD)
+        for i, cpu in enumerate(layout.cpus):
+            numbers[i] = cpu
+
+    @property
+    def foreign(self):
+        """Whether this process was forked off since: the buffer is its parent's."""
+        return self.generation != forks()
+
+    def has(self, str work):
+        """Whether the program for `work` is loaded."""
+        return work in self.programs
+
+    def add(self, str work, Fd program not None):
+        """Keep the program for `work`."""
+        self.programs[work] = program
+
+    cdef Head *head(self) noexcept nogil:
+        return <Head *>self.memory.data
+
+    cdef int start(self, str work, MapCore map) except -1:
+        """Return the descriptor of the program; the map's own stays open until `release`."""
+        cdef Fd program = self.programs[work]
+        if self.foreign:
+            raise RuntimeError("a runner of another process")
+        map._fd.acquire()
+        return program.number
+
+    def lookup_rows(self, str work, MapCore map not None, Rows keys not None, rows, found,
+                    Columns columns, int command):
+        """Do what `MapCore._lookup_rows` does, by the program for `work`."""
+        cdef char *to = data_of(rows) if rows.nbytes else NULL
+        cdef char *flag = data_of(found)
+        cdef Py_ssize_t done = 0, hits = 0
+        cdef Py_ssize_t row = map._value.size if columns is None else columns.out_size
+        cdef int fd
+        if rows.nbytes != keys.count * row or found.nbytes != keys.count:
+            raise ValueError(f"{rows.nbytes} bytes for {keys.count} rows of {row}")
+        fd = self.start(work, map)
+        try:
+            with nogil:
+                self._look(fd, map, keys, to, flag, columns, command, &done, &hits)
+            if command == FM_MAP_LOOKUP_AND_DELETE_ELEM:
+                PyErr_CheckSignals()
+        except BaseException as error:
+            error.applied = done
+            raise
+        finally:
+            map._fd.release()
+        return hits
+
+    cdef int _look(self, int fd, MapCore map, Rows keys, char *rows, char *found, Columns columns,
+                   int command, Py_ssize_t *done, Py_ssize_t *hits) except -1 nogil:
+        cdef Head *head = self.head()
+        cdef Py_ssize_t n, i = 0
+        cdef Py_ssize_t step = map._value.size if columns is None else columns.out_size
+        cdef uint64_t last = 0
+        cdef long result
+        while i < keys.count:
+            n = min(self.chunk, keys.count - i)
+            put(keys, i, n, self.memory.data + self.keys_at)
+            head.count = <uint32_t>(n * self.rounds)
+            head.at = 0
+            result = run(fd)
+            while result == -EAGAIN or result == -EINTR:
+                look_for_signals(&last)
+                result = run(fd)
+            if result < 0:
+                with gil:
+                    raise errors.batch_error(<int>-result, FM_PROG_TEST_RUN, map._kind, i, i)
+            memcpy(found + i, self.memory.data + self.codes_at, n)
+            self._take_rows(n, map._value.size, rows + i * step, found + i, columns)
+            hits[0] += ones(found + i, n)
+            i += n
+            done[0] = i
+            look_for_signals(&last)
+        return 0
+
+    cdef void _take_rows(self, Py_ssize_t n, Py_ssize_t size, char *to, const char *found,
+                         Columns columns) noexcept nogil:
+        """Copy the rows of a run out of the buffer, or turn them into the caller's."""
+        cdef bint large = self.large_memory is not None
+        cdef char *rows = self.large_memory.data if large else self.memory.data + self.values_at
+        cdef Py_ssize_t i, step = size if columns is None else columns.out_size
+        cdef Py_ssize_t stride = (size + 7) // 8 * 8 if large else size
+        if columns is None and not large and self.rounds == 1:
+            memcpy(to, rows, n * size)
+            return
+        for i in range(n):
+            if not found[i]:
+                memset(to + i * step, 0, step)
+            elif columns is None:
+                memcpy(to + i * step, rows + i * stride, size)
+            else:
+                columns.fill(rows + i * stride, to + i * step)
+
+    def apply_rows(self, str work, MapCore map not None, int command, Rows keys not None,
+                   Rows values, uint64_t flags, str mode, codes=None):
+        """Do what `MapCore._apply_rows` does, by the program for `work`.
+
+        `codes`, where given, gets what the program leaves for each element: an errno of 4 bytes,
+        or a byte.
+        """
+        cdef Py_ssize_t applied = 0, code = 0
+        cdef char *to = NULL
+        cdef int fd, how = MODES[mode]
+        if values is not None and values.count != keys.count:
+            raise ValueError(f"{keys.count} keys, but {values.count} values")
+        if codes is not None:
+            code = codes.itemsize
+            to = data_of(codes)
+            if codes.nbytes != keys.count * code or code > 4:
+                raise ValueError(f"{codes.nbytes} bytes for {keys.count} errnos")
+        fd = self.start(work, map)
+        self.head().flags = flags
+        try:
+            with nogil:
+                self._apply(fd, map, command, keys, values, how, to, code, &applied)
+            # A Ctrl-C that came meanwhile is raised here, where `applied` is at hand.
+            PyErr_CheckSignals()
+        except BaseException as error:
+            error.applied = applied
+            raise
+        finally:
+            map._fd.release()
+        return applied
+
+    cdef int _apply(self, int fd, MapCore map, int command, Rows keys, Rows values, int mode,
+                    char *codes, Py_ssize_t code, Py_ssize_t *applied) except -1 nogil:
+        cdef Head *head = self.head()
+        cdef char *left = self.memory.data + self.codes_at
+        cdef Py_ssize_t n, i = 0
+        cdef uint64_t last = 0
+        cdef long result
+        while i < keys.count:
+            n = min(self.chunk, keys.count - i)
+            put(keys, i, n, self.memory.data + self.keys_at)
+            if values is not None:
+                put(values, i, n, self.memory.data + self.values_at)
+            head.count = <uint32_t>n
+            head.at = 0
+            head.mode = <uint32_t>mode
+            head.failed = 0
+            head.error = 0
+            if codes != NULL:
+                memset(left, 0, n * code)
+            look_for_signals(&last)
+            result = run(fd)
+            while result == -EAGAIN or result == -EINTR:
+                look_for_signals(&last)
+                result = run(fd)
+            if result < 0:
+                with gil:
+                    raise errors.batch_error(
+                        <int>-result, FM_PROG_TEST_RUN, map._kind, applied[0], i)
+            if codes != NULL:
+                memcpy(codes + i * code, left, n * code)
+            if head.error:
+                applied[0] += head.index - head.failed
+                with gil:
+                    raise errors.batch_error(<int>head.error, command, map._kind, applied[0],
+                                             i + head.index)
+            applied[0] += n - head.failed
+            i += n
+        return 0
+
+
+cdef Py_ssize_t ones(const char *flags, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i, total = 0
+    for i in range(count):
+        total += flags[i]
+    return total
+
+
+cdef void put(Rows rows, Py_ssize_t start, Py_ssize_t count, char *to) noexcept nogil:
+    """Copy rows to the buffer, one behind the other, as the kernel wants them."""
+    cdef Py_ssize_t i
+    if rows.packed:
+        memcpy(to, rows.base + start * rows.size, count * rows.size)
+        return
+    for i in range(count):
+        rows.put(start + i, to + i * rows.size)

@@ -1,0 +1,348 @@
+"""The in-kernel way: programs made for a map, their buffers and their cache.
+
+`InKernel.takes` is the rule by which a call takes this way. What a program does stands in
+`fastmap.programs`, how it is run in `fastmap._core.run`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from functools import partial
+from time import sleep
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmap import programs
+from fastmap._core import syscall
+from fastmap._core.codec import PerCpuCodec
+from fastmap._core.columns import Columns
+from fastmap._core.map import MapCore
+from fastmap._core.rows import Rows
+from fastmap._core.run import Runner, load
+from fastmap._core.syscall import Fd
+from fastmap.asm import Code
+from fastmap.btf import Btf
+from fastmap.enums import (
+    Command,
+    MapFlag,
+    MapType,
+    UpdateFlag,
+    running_kernel,
+    version_text,
+)
+from fastmap.errors import BpfError, NotSupported, PermissionDenied
+from fastmap.features import missing_capabilities
+
+#: The first Linux that has all that the programs need, for one value and for per-CPU values.
+SINCE, SINCE_PERCPU = (5, 17), (5, 19)
+#: The first Linux with `may_goto`.
+_MAY_GOTO = (6, 9)
+
+#: What a call does to many keys, and the smallest number of them that is faster in the kernel
+#: once its program is loaded (measured).
+FEWEST = {"lookup": 8, "update": 8, "delete": 8, "push": 4, "pop": 4}
+#: Loading takes the time of so many keys by system calls: those a map has seen so far count.
+LOAD_PAYS = 4096
+#: A buffer's size is about this, and it holds no more elements: a run ends within some 5 ms.
+BUFFER_BYTES, LONGEST_RUN = 1 << 20, 8192
+#: Values from here on are faster by system calls.
+LARGEST = 8192
+#: A per-CPU lookup in a program costs a search for each CPU.
+MOST_CPUS = 8
+#: Runners that are kept for later calls: one for each thread that is inside at once.
+KEPT = 16
+
+_HASHES = frozenset({MapType.HASH, MapType.LRU_HASH})
+_PERCPU = frozenset({MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH, MapType.PERCPU_ARRAY})
+_LRU = frozenset({MapType.LRU_HASH, MapType.LRU_PERCPU_HASH})
+_ALL_HASHES = _HASHES | {MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH}
+_QUEUES = frozenset({MapType.QUEUE, MapType.STACK})
+#: Types that sleepable programs may not use (LPM_TRIE before 7.2, queues before 6.2).
+_DETOUR = _QUEUES | {MapType.LPM_TRIE}
+
+#: Which map types have a program for what.
+_HAVE: dict[str, frozenset[MapType]] = {
+    "lookup": _ALL_HASHES | {MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.LPM_TRIE},
+    "update": _HASHES | {MapType.ARRAY},
+    "delete": _ALL_HASHES,
+    "take": _HASHES,
+    "increment": _HASHES | {MapType.ARRAY},
+    "push": _QUEUES,
+    "pop": _QUEUES,
+}
+#: Where a program does not mean the same as the system call: "auto" never takes it there. A
+#: program's lookup refreshes an LRU entry; a program takes an entry in two steps, not in one.
+_DIFFERENT: dict[str, frozenset[MapType]] = {"lookup": _LRU, "take": frozenset(MapType)}
+_WRITES = ("update", "delete", "take", "increment", "push", "pop")
+
+# What a value may hold that a program must not copy.
+_SPECIAL = (b"\0bpf_spin_lock\0", b"\0bpf_res_spin_lock\0", b"\0bpf_timer\0", b"\0bpf_wq\0",
+            b"\0bpf_task_work\0", b"\0bpf_list_head\0", b"\0bpf_list_node\0", b"\0bpf_rb_root\0",
+            b"\0bpf_rb_node\0", b"\0bpf_refcount\0", b"\0kptr\0", b"\0kptr_untrusted\0",
+            b"\0percpu_kptr\0", b"\0uptr\0")
+
+_Rows = npt.NDArray[Any]
+
+
+class InKernel:
+    """The in-kernel way to one map: which calls take it, and the programs that do them.
+
+    It holds no reference to the map, which holds one to it; programs and buffers are this
+    process's own, and given back by `close`.
+
+    Parameters
+    ----------
+    core : MapCore
+    flags : MapFlag
+        The map's.
+    fields : sequence of (int, int), optional
+        Offset and bytes of what `increment` adds to.
+    """
+
+    def __init__(self, core: MapCore, flags: int,
+                 fields: tuple[tuple[int, int], ...] = ()) -> None:
+        row = core._value
+        self.kind = MapType(core._kind)
+        self._flags = MapFlag(flags)
+        self._fields = fields
+        cpus = syscall.possible_cpus() if isinstance(row, PerCpuCodec) else ()
+        size = row.one.size if isinstance(row, PerCpuCodec) else row.size
+        each = core._key.size + row.size + 4
+        chunk = max(1, min(LONGEST_RUN, BUFFER_BYTES // each))
+        self.layout = programs.Layout(core._key.size, size, chunk, cpus)
+        self._idle: list[Runner] = []
+        self._closed = False
+        # Why a program could not be loaded, by what it would do: asked for once.
+        self._failed: dict[str, str] = {}
+        self._special: str | None = None
+        # Elements that went by system calls for want of a program.
+        self._seen = 0
+
+    # ---- the rule ------------------------------------------------------------------------------
+
+    def takes(self, core: MapCore, work: str, via: str, count: int, flags: int = 0) -> bool:
+        """Whether a call goes this way.
+
+        It does where it was asked to, and where that is faster and means the same: a program that
+        does the same as the system call, loaded (or loaded now, once enough elements have come),
+        for more than a few elements.
+        """
+        if via == "syscall":
+            return False
+        if via == "kernel":
+            if reason := self.why_not(core, work, flags):
+                raise NotSupported(errno.EOPNOTSUPP, f"via='kernel': {reason}")
+            return self._allowed(core, work)
+        return (count >= FEWEST.get(work, count + 1) and self._same(work)
+                and (self.has(work) or self._pays(work, count))
+                and not self.why_not(core, work, flags) and self._allowed(core, work))
+
+    def _same(self, work: str) -> bool:
+        return (self.kind not in _DIFFERENT.get(work, ())
+                and self.layout.value_size <= LARGEST and len(self.layout.cpus) <= MOST_CPUS)
+
+    def _pays(self, work: str, count: int) -> bool:
+        self._seen += count
+        return self._seen >= LOAD_PAYS and work not in self._failed
+
+    def _allowed(self, core: MapCore, work: str) -> bool:
+        """Ask whether the handle may: a program would not. Where not, the system call refuses."""
+        if work in _WRITES and not core._may(Command.MAP_UPDATE_BATCH):
+            return False
+        return work in ("update", "delete") or core._may(Command.MAP_LOOKUP_BATCH)
+
+    def why_not(self, core: MapCore, work: str, flags: int = 0) -> str:
+        """Return why this way cannot be had for `work`; an empty text where it can."""
+        kind = self.kind.name
+        since = SINCE_PERCPU if self.layout.cpus and work == "lookup" else SINCE
+        if self.kind not in _HAVE.get(work, ()):
+            if work == "update" and self.kind in _PERCPU:
+                return f"a program writes the value of its own CPU only ({kind})"
+            return f"there is no program that could {work} in {kind} maps"
+        if running_kernel() < since:
+            return f"it needs Linux {version_text(since)} ({kind})"
+        if self._flags & (MapFlag.RDONLY_PROG | MapFlag.WRONLY_PROG):
+            return "the map's flags restrict what programs may do with it"
+        if flags & ~(UpdateFlag.NOEXIST | UpdateFlag.EXIST):
+            return f"flags={flags}: a program updates with ANY, NOEXIST or EXIST"
+        if work == "increment" and not self._fields:
+            return ("increments are for values that consist of aligned integers of 4 and 8 bytes")
+        if self._special is None:
+            self._special = special_fields(core)
+        return self._special
+
+    # ---- runners -------------------------------------------------------------------------------
+
+    def has(self, work: str) -> bool:
+        """Whether a program for `work` is loaded, and idle."""
+        return any(runner.has(work) and not runner.foreign for runner in self._idle)
+
+    def _runner(self, core: MapCore, work: str) -> Runner:
+        """Return a runner of the caller's own that has the program for `work`."""
+        self._idle = [runner for runner in self._idle if not runner.foreign]
+        for runner in sorted(self._idle, key=lambda each: not each.has(work)):
+            try:
+                self._idle.remove(runner)
+            except ValueError:  # another thread was faster
+                continue
+            break
+        else:
+            runner = Runner(self.layout, not self.layout.wordwise)
+        try:
+            if not runner.has(work):
+                runner.add(work, self.load(core, work, runner))
+        except BaseException:
+            self._give_back(runner)
+            raise
+        return runner
+
+    def _give_back(self, runner: Runner) -> None:
+        if len(self._idle) < KEPT:
+            self._idle.append(runner)
+        if self._closed:
+            self._idle.clear()
+
+    def close(self) -> None:
+        """Give programs and buffers back; those in use, when their calls end."""
+        self._closed = True
+        self._idle.clear()
+
+    def load(self, core: MapCore, work: str, runner: Runner) -> Fd:
+        """Load the program for `work` over the runner's buffer."""
+        fd = core._fd
+        makers: dict[str, Callable[..., Code]] = {
+            "lookup": programs.lookup_percpu if self.layout.cpus else programs.lookup,
+            "take": partial(programs.lookup, delete=True),
+            "update": programs.update,
+            "delete": programs.delete,
+            "increment": partial(programs.increment, fields=self._fields),
+            "push": programs.push,
+            "pop": programs.pop,
+        }
+        more = {"rows": runner.large} if work in ("lookup", "take") else {}
+        code = makers[work](fd, runner.buffer, self.layout,
+                            may_goto=running_kernel() >= _MAY_GOTO, **more)
+        return load(core, code, f"fastmap_{work}"[:15], self.kind not in _DETOUR)
+
+    def run(self, core: MapCore, work: str, asked: bool,
+            by_program: Callable[[Runner], int], by_call: Callable[[], int]) -> int:
+        """Do a call's loop by a program, or, where that cannot be loaded, by system calls."""
+        while True:
+            try:
+                runner = self._runner(core, work)
+            except BpfError as error:
+                if error.errno != errno.ENOMEM:
+                    self._failed[work] = str(error)
+                if not asked:
+                    return by_call()
+                if not self.has(work):
+                    raise _explained(error) from error
+                sleep(0.0002)  # those that are loaded are in use by other threads
+                continue
+            try:
+                return by_program(runner)
+            finally:
+                self._give_back(runner)
+
+    def prepare(self, core: MapCore, threads: int = 1) -> tuple[str, ...]:
+        """Load all that the map's calls may need, for so many threads; return for what."""
+        works = tuple(work for work in _HAVE if not self.why_not(core, work))
+        runners = []
+        try:
+            for _ in range(threads):
+                runners.append(self._runner(core, works[0]))
+                for work in works:
+                    if not runners[-1].has(work):
+                        runners[-1].add(work, self.load(core, work, runners[-1]))
+        except BpfError as error:
+            raise _explained(error) from error
+        finally:
+            for runner in runners:
+                self._give_back(runner)
+        return works
+
+
+class Loops:
+    """`MapCore`'s loops over given keys, done by programs."""
+
+    def __init__(self, way: InKernel, core: MapCore, work: str, asked: bool) -> None:
+        self._way = way
+        self._core = core
+        self._work = work
+        self._asked = asked
+
+    def _lookup_rows(self, keys: Rows, rows: _Rows, found: npt.NDArray[np.bool_],
+                     columns: Columns | None, command: int) -> int:
+        def by_program(runner: Runner) -> int:
+            return runner.lookup_rows(self._work, self._core, keys, rows, found, columns, command)
+
+        def by_call() -> int:
+            return self._core._lookup_rows(keys, rows, found, columns, command)
+
+        return self._way.run(self._core, self._work, self._asked, by_program, by_call)
+
+    def _apply_rows(self, command: int, keys: Rows, values: Rows | None, flags: int, mode: str,
+                    errnos: npt.NDArray[np.int32] | None = None) -> int:
+        def by_program(runner: Runner) -> int:
+            return runner.apply_rows(self._work, self._core, command, keys, values, flags, mode,
+                                     errnos)
+
+        def by_call() -> int:
+            return self._core._apply_rows(command, keys, values, flags, mode, errnos)
+
+        return self._way.run(self._core, self._work, self._asked, by_program, by_call)
+
+    def increment_rows(self, keys: Rows, deltas: Rows, found: npt.NDArray[np.bool_]) -> int:
+        """Add to each key's value, and tell which were found."""
+        def by_program(runner: Runner) -> int:
+            return runner.apply_rows(self._work, self._core, Command.MAP_UPDATE_ELEM, keys, deltas,
+                                     0, "return", found)
+
+        def by_call() -> int:
+            raise AssertionError("there is no system call that increments")
+
+        return self._way.run(self._core, self._work, True, by_program, by_call)
+
+
+def _explained(error: BpfError) -> BpfError:
+    """Say which capability it is that a load failed for, if it is that."""
+    missing = missing_capabilities("CAP_BPF", "CAP_PERFMON")
+    if error.errno not in (errno.EPERM, errno.EACCES) or not missing:
+        return error
+    return PermissionDenied(error.errno, f"via='kernel': loading its program needs "
+                            f"{' and '.join(missing)}; {error.strerror}")
+
+
+def special_fields(core: MapCore) -> str:
+    """Return what in the map's values a program must not copy, by its BTF; "" where nothing."""
+    info = syscall.map_info(core._fd)
+    if not info["btf_value_type_id"]:
+        return ""
+    try:
+        fd = syscall.btf_get_fd_by_id(info["btf_id"])
+    except PermissionDenied:
+        return ""  # the verifier has read it, and refuses then
+    try:
+        blob = syscall.btf_bytes(fd)
+    finally:
+        fd.close()
+    if not any(word in blob for word in _SPECIAL):
+        return ""
+    names = _names(Btf(blob), info["btf_value_type_id"], set())
+    words = {word.strip(b"\0").decode() for word in _SPECIAL}
+    there = ", ".join(sorted(words & names))
+    return f"the map's values hold {there}" if there else ""
+
+
+def _names(types: Btf, type_id: int, seen: set[int]) -> set[str]:
+    """Return the names of a type, of what it is made of, and of the tags on it."""
+    if type_id in seen or not type_id:
+        return set()
+    seen.add(type_id)
+    found = {types.name(type_id)}
+    for inner in types.parts(type_id):
+        found |= _names(types, inner, seen)
+    return found
