@@ -22,7 +22,7 @@ FLOORS = (
     ("enums errors",),
     ("_core.uapi _core.syscall _core.memory _core.convert _core.codec _core.rows _core.columns"
      " _core.map _core.batch _core.run _core.program _core.ring _core.join dtypes btf_build btf asm"
-     " programs",),
+     " touching programs",),
     ("features accel", "arrow"),
     ("maps.base maps.reader maps.tables maps.streams",),
     ("objects",),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmap import programs
+from fastmap import programs, touching
 from fastmap._core import syscall
 from fastmap._core.codec import PerCpuCodec
 from fastmap._core.columns import Columns
@@ -98,11 +98,13 @@ class InKernel:
     core : MapCore
     flags : MapFlag
         The map's.
+    entries : int
+        How many the map can hold.
     fields : sequence of (int, int), optional
         Offset and bytes of what `increment` adds to.
     """
 
-    def __init__(self, core: MapCore, flags: int,
+    def __init__(self, core: MapCore, flags: int, entries: int,
                  fields: tuple[tuple[int, int], ...] = ()) -> None:
         row = core._value
         self.kind = MapType(core._kind)
@@ -113,6 +115,9 @@ class InKernel:
         each = core._key.size + row.size + 4
         chunk = max(1, min(LONGEST_RUN, BUFFER_BYTES // each))
         self.layout = programs.Layout(core._key.size, size, chunk, cpus)
+        self._touches = (self.kind in _HASHES and core._key.size <= touching.LONGEST_KEY
+                         and entries >= touching.FEWEST_ENTRIES
+                         and running_kernel() >= _MAY_GOTO)
         self._idle: list[Runner] = []
         self._closed = False
         # Why a program could not be loaded, by what it would do: asked for once.
@@ -190,7 +195,8 @@ class InKernel:
                 continue
             break
         else:
-            runner = Runner(self.layout, not self.layout.wordwise)
+            runner = Runner(self.layout, not self.layout.wordwise,
+                            touching.SCRATCH if self._touches else 0)
         try:
             if not runner.has(work):
                 runner.add(work, self.load(core, work, runner))
@@ -222,10 +228,19 @@ class InKernel:
             "push": programs.push,
             "pop": programs.pop,
         }
-        more = {"rows": runner.large} if work in ("lookup", "take") else {}
-        code = makers[work](fd, runner.buffer, self.layout,
-                            may_goto=running_kernel() >= _MAY_GOTO, **more)
-        return load(core, code, f"fastmap_{work}"[:15], self.kind not in _DETOUR)
+        make = partial(makers[work], fd, runner.buffer, self.layout,
+                       may_goto=running_kernel() >= _MAY_GOTO)
+        if work in ("lookup", "take"):
+            make = partial(make, rows=runner.large)
+        name, sleepable = f"fastmap_{work}"[:15], self.kind not in _DETOUR
+        if runner.scratch is not None and work != "increment" and touching.inside() is not None:
+            toucher = touching.Toucher(fd, runner.scratch, touching.inside(), self.layout.key_size,
+                                       self.layout.value_size)
+            try:
+                return load(core, make(toucher=toucher), name, sleepable)
+            except BpfError:  # it takes CAP_PERFMON, and a kernel that is built as thought
+                self._touches = False
+        return load(core, make(), name, sleepable)
 
     def run(self, core: MapCore, work: str, asked: bool,
             by_program: Callable[[Runner], int], by_call: Callable[[], int]) -> int:

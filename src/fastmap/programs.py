@@ -32,6 +32,7 @@ from fastmap.asm import (
     Helper,
     Reg,
 )
+from fastmap.touching import BLOCK, Toucher
 
 #: The buffer's head, in bytes from its start; all else is aligned to as much.
 HEAD = 64
@@ -41,6 +42,8 @@ COUNT, AT, MODE = 0, 4, 8
 FAILED, ERRNO, INDEX = 12, 16, 20
 # u64: the flags of an update or a push.
 FLAGS = 24
+# u32: the one that is touched ahead, and the end of the block that is.
+AHEAD, END = 32, 36
 
 #: What a run does about an element that fails; the numbers stand in `_core/run.pyx` as well.
 STOP, RETURN, IGNORE = range(3)
@@ -118,13 +121,18 @@ class Loop:
     bound : int
         What the verifier shall know of the number of elements.
     may_goto : bool
+    toucher : Toucher, optional
+        What touches memory ahead; takes `may_goto`.
     """
 
-    def __init__(self, buffer: int | HasFileno, bound: int, *, may_goto: bool) -> None:
+    def __init__(self, buffer: int | HasFileno, bound: int, *, may_goto: bool,
+                 toucher: Toucher | None = None, keys_at: int = HEAD) -> None:
         self.a = Assembler()
         self.buffer = buffer
         self.bound = bound
         self.may_goto = may_goto
+        self.toucher = toucher if may_goto else None
+        self.keys_at = keys_at
 
     def head(self, register: Reg) -> None:
         """Let `register` point to the buffer's head."""
@@ -148,18 +156,10 @@ class Loop:
         """Assemble: `body` works on element R6; it goes to "next" or "stop"."""
         a = self.a
         if self.may_goto:
-            # The index comes from memory in each round: the verifier, which follows an index in a
-            # register round by round, is done after two.
-            a.label("loop")
-            self.head(R1)
-            a.ldx(4, R6, R1, AT)
-            a.ldx(4, R2, R1, COUNT)
-            a.jge(R6, R2, "stop")
-            a.jge(R6, self.bound, "stop")
-            a.may_goto("stop")
-            a.mov(R2, R6)
-            a.add(R2, 1)
-            a.stx(4, R1, AT, R2)
+            if self.toucher is not None:
+                self._touch(self.toucher)
+            self._round("loop", AT, COUNT if self.toucher is None else END,
+                        "stop" if self.toucher is None else "block")
             body()
             a.label("next")
             a.ja("loop")
@@ -186,6 +186,53 @@ class Loop:
         a.mov(R0, 1)
         a.exit()
         return a.assemble()
+
+    def _round(self, name: str, index: int, end: int, done: str) -> None:
+        """Begin a round of the loop `name` for element R6; go to `done` behind the last.
+
+        The index comes from memory in each round: the verifier, which follows an index in a
+        register round by round, is done after two.
+        """
+        a = self.a
+        a.label(name)
+        self.head(R1)
+        a.ldx(4, R6, R1, index)
+        a.ldx(4, R2, R1, end)
+        a.jge(R6, R2, done)
+        a.jge(R6, self.bound, "stop")
+        a.may_goto("stop")
+        a.mov(R2, R6)
+        a.add(R2, 1)
+        a.stx(4, R1, index, R2)
+
+    def _touch(self, toucher: Toucher) -> None:
+        """Let each block of elements begin with two rounds that touch what it needs."""
+        a = self.a
+        toucher.start(a)
+        a.label("block")
+        self.head(R1)
+        a.ldx(4, R6, R1, AT)
+        a.ldx(4, R2, R1, COUNT)
+        a.jge(R6, R2, "stop")
+        a.may_goto("stop")
+        a.stx(4, R1, AHEAD, R6)
+        a.mov(R3, R6)
+        a.add(R3, BLOCK)
+        a.jle(R3, R2, "whole")
+        a.mov(R3, R2)
+        a.label("whole")
+        a.stx(4, R1, END, R3)
+        self._round("hash", AHEAD, END, "hashed")
+        toucher.bucket(a, lambda register, scratch: self.element(
+            register, self.keys_at, toucher.key_size, scratch))
+        a.ja("hash")
+        a.label("hashed")
+        self.head(R1)
+        a.ldx(4, R6, R1, AT)
+        a.stx(4, R1, AHEAD, R6)
+        self._round("touch", AHEAD, END, "loop")
+        toucher.element(a)
+        a.ja("touch")
 
     def count_failure(self) -> None:
         """Count an element that failed; R1 and R2 are lost."""
@@ -241,14 +288,16 @@ def _zero(a: Assembler, dst: Reg, size: int) -> None:
 
 
 def lookup(map: int | HasFileno, buffer: int | HasFileno, layout: Layout, *, may_goto: bool,
-           delete: bool = False, rows: int | HasFileno | None = None) -> Code:
+           delete: bool = False, rows: int | HasFileno | None = None,
+           toucher: Toucher | None = None) -> Code:
     """Make a program that looks up each key: rows go to the values, a byte each to the codes.
 
     Rows of missing keys become zeros; where values are large they go to `rows`, another array of
     a value each, and those of missing keys keep what was there. With `delete`, what is found is
     deleted.
     """
-    loop = Loop(buffer, layout.chunk, may_goto=may_goto)
+    loop = Loop(buffer, layout.chunk, may_goto=may_goto, toucher=toucher,
+                keys_at=layout.keys_at)
     a = loop.a
 
     def body() -> None:
@@ -336,9 +385,10 @@ def lookup_percpu(map: int | HasFileno, buffer: int | HasFileno, layout: Layout,
 
 
 def update(map: int | HasFileno, buffer: int | HasFileno, layout: Layout, *,
-           may_goto: bool) -> Code:
+           may_goto: bool, toucher: Toucher | None = None) -> Code:
     """Make a program that sets each key to its value, with the head's flags."""
-    loop = Loop(buffer, layout.chunk, may_goto=may_goto)
+    loop = Loop(buffer, layout.chunk, may_goto=may_goto, toucher=toucher,
+                keys_at=layout.keys_at)
     a = loop.a
 
     def body() -> None:
@@ -355,9 +405,10 @@ def update(map: int | HasFileno, buffer: int | HasFileno, layout: Layout, *,
 
 
 def delete(map: int | HasFileno, buffer: int | HasFileno, layout: Layout, *,
-           may_goto: bool) -> Code:
+           may_goto: bool, toucher: Toucher | None = None) -> Code:
     """Make a program that deletes each key."""
-    loop = Loop(buffer, layout.chunk, may_goto=may_goto)
+    loop = Loop(buffer, layout.chunk, may_goto=may_goto, toucher=toucher,
+                keys_at=layout.keys_at)
     a = loop.a
 
     def body() -> None:

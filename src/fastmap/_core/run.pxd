@@ -21,6 +21,8 @@ cdef struct Head:  # `fastmap.programs`, at the start of the buffer
 
 cdef class Runner:
     cdef readonly Fd buffer
+    # An array of one element that is not mapped, or None.
+    cdef readonly Fd scratch
     # The buffer's pages.
     cdef Mapping memory
     # Where large values are copied to, one an element; None where rows stand in the buffer.

@@ -49,6 +49,55 @@ def load(MapCore map not None, code, str name, bint sleepable=True):
         map._fd.release()
 
 
+def find_types(bytes blob, wanted):
+    """Return ``(id, byte offset)`` of the first type of each ``(name, kind)`` in a BTF blob.
+
+    For the kernel's own, of some 150,000 types; KeyError where one is missing. What is not well
+    formed is a `ValueError`.
+    """
+    cdef const unsigned char *data = blob
+    cdef uint32_t header[6]
+    cdef uint32_t info, kind, vlen, name, number = 0
+    cdef uint32_t names[8]
+    cdef uint32_t kinds[8]
+    cdef Py_ssize_t at, end, i, count = len(wanted)
+    if len(blob) < 24 or count > 8:
+        raise ValueError("no BTF")
+    memcpy(header, data, 24)
+    strings = blob[header[1] + header[4]:header[1] + header[4] + header[5]]
+    found = [None] * count
+    for i, (word, number) in enumerate(wanted):
+        kinds[i] = number
+        place = strings.find(b"\0" + word + b"\0")
+        if place < 0:
+            raise KeyError(word)
+        names[i] = place + 1
+    at = header[1] + header[2]
+    end = min(<Py_ssize_t>(at + header[3]), <Py_ssize_t>len(blob))
+    number = 0
+    while at + 12 <= end:
+        number += 1
+        memcpy(&name, data + at, 4)
+        memcpy(&info, data + at + 4, 4)
+        kind = info >> 24 & 0x1f
+        vlen = info & 0xffff
+        for i in range(count):
+            if name == names[i] and kind == kinds[i] and found[i] is None:
+                found[i] = (number, at)
+        at += 12
+        if kind in (1, 14, 17):
+            at += 4
+        elif kind == 3:
+            at += 12
+        elif kind in (4, 5, 15, 19):
+            at += 12 * vlen
+        elif kind in (6, 13):
+            at += 8 * vlen
+    if None in found:
+        raise KeyError(wanted[found.index(None)][0])
+    return found
+
+
 cdef long run(int fd) noexcept nogil:
     """BPF_PROG_TEST_RUN of a program whose arguments stand in its buffer."""
     cdef fm_test_run attr
@@ -72,9 +121,11 @@ cdef class Runner:
         Of `fastmap.programs`.
     large : bool
         Whether values are copied to an array of their own, not into the buffer.
+    scratch : int
+        Bytes of an array that is the programs' alone.
     """
 
-    def __cinit__(self, layout, bint large=False):
+    def __cinit__(self, layout, bint large=False, Py_ssize_t scratch=0):
         cdef Py_ssize_t i
         cdef uint32_t *numbers
         self.layout = layout
@@ -86,6 +137,8 @@ cdef class Runner:
         self.programs = {}
         self.generation = forks()
         self.buffer, self.memory = _mapped(layout.size, 1, b"fastmap_keys")
+        if scratch:
+            self.scratch = syscall.map_create(MapType.ARRAY, 4, scratch, 1, 0, b"fastmap_scratch")
         if large:
             self.large, self.large_memory = _mapped(
                 layout.value_size, layout.chunk * self.rounds, b"fastmap_values")

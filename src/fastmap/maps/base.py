@@ -357,7 +357,8 @@ class Map(MapCore):
             return self
         self.fileno()  # not for a closed map
         if self._in_kernel is None:
-            self._in_kernel = InKernel(self, self.flags, counters(self.value_dtype))
+            self._in_kernel = InKernel(
+                self, self.flags, self.max_entries, counters(self.value_dtype))
         if self._in_kernel.takes(self, work, via, count, flags):
             return Loops(self._in_kernel, self, work, via == "kernel")
         return self
