@@ -21,8 +21,8 @@ SOURCES = sorted(path for ending in ("py", "pyx", "pxd") for path in PACKAGE.rgl
 FLOORS = (
     ("enums errors",),
     ("_core.uapi _core.syscall _core.memory _core.convert _core.codec _core.rows _core.columns"
-     " _core.map _core.batch _core.run _core.program _core.ring _core.join dtypes btf_build btf asm"
-     " touching programs",),
+     " _core.map _core.batch _core.run _core.walk _core.program _core.ring _core.join dtypes"
+     " btf_build btf asm touching programs walks",),
     ("features accel", "arrow"),
     ("maps.base maps.reader maps.tables maps.streams",),
     ("objects",),

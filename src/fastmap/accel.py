@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmap import programs, touching
+from fastmap import programs, touching, walks
 from fastmap._core import syscall
 from fastmap._core.codec import PerCpuCodec
 from fastmap._core.columns import Columns
@@ -23,6 +23,7 @@ from fastmap._core.map import MapCore
 from fastmap._core.rows import Rows
 from fastmap._core.run import Runner, load
 from fastmap._core.syscall import Fd
+from fastmap._core.walk import Walker
 from fastmap.asm import Code
 from fastmap.btf import Btf
 from fastmap.enums import (
@@ -43,7 +44,8 @@ _MAY_GOTO = (6, 9)
 
 #: What a call does to many keys, and the smallest number of them that is faster in the kernel
 #: once its program is loaded (measured).
-FEWEST = {"lookup": 8, "update": 8, "delete": 8, "push": 4, "pop": 4}
+FEWEST = {"lookup": 4, "update": 4, "delete": 4, "push": 4, "pop": 4, "walk": 64,
+          "exact walk": 64}
 #: Loading takes the time of so many keys by system calls: those a map has seen so far count.
 LOAD_PAYS = 4096
 #: A buffer's size is about this, and it holds no more elements: a run ends within some 5 ms.
@@ -52,6 +54,10 @@ BUFFER_BYTES, LONGEST_RUN = 1 << 20, 8192
 LARGEST = 8192
 #: A per-CPU lookup in a program costs a search for each CPU.
 MOST_CPUS = 8
+#: The bounds of a walk, which is one system call: entries of the map, bytes of the keys or values.
+MOST_WALKED, MOST_KEPT = 1 << 21, 64 << 20
+#: Room for entries that a walk over a hash meets twice.
+SLACK = 1024
 #: Runners that are kept for later calls: one for each thread that is inside at once.
 KEPT = 16
 
@@ -72,11 +78,16 @@ _HAVE: dict[str, frozenset[MapType]] = {
     "increment": _HASHES | {MapType.ARRAY},
     "push": _QUEUES,
     "pop": _QUEUES,
+    "walk": _HASHES | {MapType.ARRAY},
+    "exact walk": frozenset({MapType.ARRAY}),
 }
 #: Where a program does not mean the same as the system call: "auto" never takes it there. A
 #: program's lookup refreshes an LRU entry; a program takes an entry in two steps, not in one.
 _DIFFERENT: dict[str, frozenset[MapType]] = {"lookup": _LRU, "take": frozenset(MapType)}
-_WRITES = ("update", "delete", "take", "increment", "push", "pop")
+_WALKS = ("walk", "exact walk")
+_WRITES = frozenset({"update", "delete", "take", "increment", "push", "pop"})
+_ONLY_WRITES = frozenset({"update", "delete", "push"})
+_READ, _WRITE = int(Command.MAP_LOOKUP_BATCH), int(Command.MAP_UPDATE_BATCH)
 
 # What a value may hold that a program must not copy.
 _SPECIAL = (b"\0bpf_spin_lock\0", b"\0bpf_res_spin_lock\0", b"\0bpf_timer\0", b"\0bpf_wq\0",
@@ -122,30 +133,33 @@ class InKernel:
         self._closed = False
         # Why a program could not be loaded, by what it would do: asked for once.
         self._failed: dict[str, str] = {}
-        self._special: str | None = None
+        self._reasons: dict[tuple[str, int], str] = {}
         # Elements that went by system calls for want of a program.
         self._seen = 0
 
     # ---- the rule ------------------------------------------------------------------------------
 
-    def takes(self, core: MapCore, work: str, via: str, count: int, flags: int = 0) -> bool:
+    def takes(self, core: MapCore, work: str, via: str, count: int, flags: int = 0,
+              reason: str = "") -> bool:
         """Whether a call goes this way.
 
         It does where it was asked to, and where that is faster and means the same: a program that
         does the same as the system call, loaded (or loaded now, once enough elements have come),
-        for more than a few elements.
+        for more than a few elements. `reason` is one against it that the caller knows.
         """
         if via == "syscall":
             return False
         if via == "kernel":
-            if reason := self.why_not(core, work, flags):
+            if reason := reason or self.why_not(core, work, flags):
                 raise NotSupported(errno.EOPNOTSUPP, f"via='kernel': {reason}")
             return self._allowed(core, work)
-        return (count >= FEWEST.get(work, count + 1) and self._same(work)
+        return (not reason and count >= FEWEST.get(work, count + 1) and self._same(work)
                 and (self.has(work) or self._pays(work, count))
                 and not self.why_not(core, work, flags) and self._allowed(core, work))
 
     def _same(self, work: str) -> bool:
+        if work in _WALKS:
+            return True
         return (self.kind not in _DIFFERENT.get(work, ())
                 and self.layout.value_size <= LARGEST and len(self.layout.cpus) <= MOST_CPUS)
 
@@ -155,18 +169,26 @@ class InKernel:
 
     def _allowed(self, core: MapCore, work: str) -> bool:
         """Ask whether the handle may: a program would not. Where not, the system call refuses."""
-        if work in _WRITES and not core._may(Command.MAP_UPDATE_BATCH):
-            return False
-        return work in ("update", "delete") or core._may(Command.MAP_LOOKUP_BATCH)
+        return ((work not in _WRITES or core._may(_WRITE))
+                and (work in _ONLY_WRITES or core._may(_READ)))
 
     def why_not(self, core: MapCore, work: str, flags: int = 0) -> str:
         """Return why this way cannot be had for `work`; an empty text where it can."""
+        reason = self._reasons.get((work, flags))
+        if reason is None:
+            reason = self._reasons[work, flags] = self._why_not(core, work, flags)
+        return reason
+
+    def _why_not(self, core: MapCore, work: str, flags: int) -> str:
         kind = self.kind.name
         since = SINCE_PERCPU if self.layout.cpus and work == "lookup" else SINCE
         if self.kind not in _HAVE.get(work, ()):
             if work == "update" and self.kind in _PERCPU:
                 return f"a program writes the value of its own CPU only ({kind})"
-            return f"there is no program that could {work} in {kind} maps"
+            if work == "exact walk" and self.kind in _HASHES:
+                return ("a program's walk over a hash that changes may repeat or miss an entry: "
+                        "it takes exact=False")
+            return f"no program can {work} {kind} maps"
         if running_kernel() < since:
             return f"it needs Linux {version_text(since)} ({kind})"
         if self._flags & (MapFlag.RDONLY_PROG | MapFlag.WRONLY_PROG):
@@ -175,9 +197,7 @@ class InKernel:
             return f"flags={flags}: a program updates with ANY, NOEXIST or EXIST"
         if work == "increment" and not self._fields:
             return ("increments are for values that consist of aligned integers of 4 and 8 bytes")
-        if self._special is None:
-            self._special = special_fields(core)
-        return self._special
+        return special_fields(core)
 
     # ---- runners -------------------------------------------------------------------------------
 
@@ -187,14 +207,8 @@ class InKernel:
 
     def _runner(self, core: MapCore, work: str) -> Runner:
         """Return a runner of the caller's own that has the program for `work`."""
-        self._idle = [runner for runner in self._idle if not runner.foreign]
-        for runner in sorted(self._idle, key=lambda each: not each.has(work)):
-            try:
-                self._idle.remove(runner)
-            except ValueError:  # another thread was faster
-                continue
-            break
-        else:
+        runner = self._idle_one(work)
+        if runner is None:
             runner = Runner(self.layout, not self.layout.wordwise,
                             touching.SCRATCH if self._touches else 0)
         try:
@@ -204,6 +218,17 @@ class InKernel:
             self._give_back(runner)
             raise
         return runner
+
+    def _idle_one(self, work: str) -> Runner | None:
+        """Take an idle runner, one that has the program for `work` where there is one."""
+        for runner in [one for one in self._idle if one.has(work)] or self._idle[:]:
+            try:
+                self._idle.remove(runner)
+            except ValueError:  # another thread was faster
+                continue
+            if not runner.foreign:
+                return runner
+        return None
 
     def _give_back(self, runner: Runner) -> None:
         if len(self._idle) < KEPT:
@@ -264,7 +289,8 @@ class InKernel:
 
     def prepare(self, core: MapCore, threads: int = 1) -> tuple[str, ...]:
         """Load all that the map's calls may need, for so many threads; return for what."""
-        works = tuple(work for work in _HAVE if not self.why_not(core, work))
+        works = tuple(work for work in _HAVE
+                      if work not in _WALKS and not self.why_not(core, work))
         runners = []
         try:
             for _ in range(threads):
@@ -320,6 +346,79 @@ class Loops:
             raise AssertionError("there is no system call that increments")
 
         return self._way.run(self._core, self._work, True, by_program, by_call)
+
+
+class Walks:
+    """Whole reads of a map by a program: its buffers are made at the first, and kept.
+
+    Parameters
+    ----------
+    way : InKernel
+    core : MapCore
+    entries : int
+        How many the map can hold.
+    columns : Columns or None
+        What to make of each entry.
+    via : str
+    exact : bool
+    """
+
+    def __init__(self, way: InKernel, core: MapCore, entries: int, columns: Columns | None,
+                 via: str, exact: bool) -> None:
+        size = core._value.size
+        self._way = way
+        self._core = core
+        self._entries = entries
+        self._via = via
+        self._array = way.kind is MapType.ARRAY
+        self._work = "exact walk" if exact else "walk"
+        self._columns: tuple[walks.Column, ...] = (
+            ("copy", "bytes", False, 0, 0, size),) if columns is None else columns.given
+        self._condition = None if columns is None else columns.condition
+        self._out_size = size if columns is None else columns.out_size
+        self._reason = walks.why_not(self._columns, self._condition) or self._too_large(entries)
+        self._walker: Walker | None = None
+        if via == "kernel":
+            way.takes(core, self._work, via, entries, reason=self._reason)  # says why not
+
+    def _too_large(self, capacity: int) -> str:
+        each = max(self._core._key.size, self._out_size)
+        if self._entries > MOST_WALKED or capacity * each > min(MOST_KEPT, walks.MOST_OUTPUT):
+            return (f"a walk is one system call, which nothing interrupts: {self._entries} entries "
+                    "are too many")
+        return ""
+
+    def read(self) -> Walker | None:
+        """Walk the map; return the buffers, or None where batches have to read it."""
+        way, core, asked = self._way, self._core, self._via == "kernel"
+        if not way.takes(core, self._work, self._via, self._entries, reason=self._reason):
+            return None
+        try:
+            if self._walker is None or self._walker.foreign:
+                # Few entries pass a condition: a walk that finds more begins anew with more room.
+                most = self._entries + (0 if self._array else SLACK)
+                self._make(most if self._condition is None else min(most, most // 8 + SLACK))
+            while self._walker is not None and not self._walker.fill(core):
+                self._make(4 * self._walker.capacity)
+        except BpfError as error:
+            self._walker = None
+            if asked:
+                raise _explained(error) from error
+            if error.errno != errno.ENOMEM:
+                self._reason = str(error)
+        return self._walker
+
+    def _make(self, capacity: int) -> None:
+        self._walker = None
+        if reason := self._too_large(capacity):
+            raise NotSupported(errno.EOPNOTSUPP, reason)
+        core = self._core
+        walker = Walker(core._key.size, self._out_size, capacity, self._array)
+        code = walks.walk(core._fd, walker.head_map, walker.keys_map, walker.values_map,
+                          key_size=core._key.size, out_size=self._out_size, capacity=capacity,
+                          columns=self._columns, condition=self._condition)
+        walker.use(load(core, code, "fastmap_walk"))
+        self._walker = walker
 
 
 def _explained(error: BpfError) -> BpfError:

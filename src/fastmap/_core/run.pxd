@@ -46,3 +46,6 @@ cdef class Runner:
                          Columns columns) noexcept nogil
     cdef int _apply(self, int fd, MapCore map, int command, Rows keys, Rows values, int mode,
                     char *codes, Py_ssize_t code, Py_ssize_t *applied) except -1 nogil
+
+cdef long run(int fd) noexcept nogil
+cdef tuple mapped(Py_ssize_t size, Py_ssize_t entries, bytes name)

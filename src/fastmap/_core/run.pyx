@@ -106,7 +106,7 @@ cdef long run(int fd) noexcept nogil:
     return fm_bpf(FM_PROG_TEST_RUN, &attr, sizeof(attr))
 
 
-cdef tuple _mapped(Py_ssize_t size, Py_ssize_t entries, bytes name):
+cdef tuple mapped(Py_ssize_t size, Py_ssize_t entries, bytes name):
     """Return an array map of the in-kernel way, and its pages."""
     cdef Fd fd = syscall.map_create(MapType.ARRAY, 4, size, entries, MapFlag.MMAPABLE, name)
     return fd, Mapping((size + 7) // 8 * 8 * entries, fd)
@@ -136,11 +136,11 @@ cdef class Runner:
         self.rounds = max(len(layout.cpus), 1)
         self.programs = {}
         self.generation = forks()
-        self.buffer, self.memory = _mapped(layout.size, 1, b"fastmap_keys")
+        self.buffer, self.memory = mapped(layout.size, 1, b"fastmap_keys")
         if scratch:
             self.scratch = syscall.map_create(MapType.ARRAY, 4, scratch, 1, 0, b"fastmap_scratch")
         if large:
-            self.large, self.large_memory = _mapped(
+            self.large, self.large_memory = mapped(
                 layout.value_size, layout.chunk * self.rounds, b"fastmap_values")
         numbers = <uint32_t *>(self.memory.data + HEAD)
         for i, cpu in enumerate(layout.cpus):

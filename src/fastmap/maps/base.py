@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from fastmap._core import syscall
 from fastmap._core.codec import PerCpuCodec, codec_of
+from fastmap._core.columns import Columns
 from fastmap._core.map import MapCore
 from fastmap._core.rows import Rows, rows_of
 from fastmap._core.syscall import Fd
-from fastmap.accel import InKernel, Loops
+from fastmap.accel import InKernel, Loops, Walks
 from fastmap.enums import ANY, Command, MapFlag, MapType
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -352,16 +353,26 @@ class Map(MapCore):
         """Return the loops that do a call's `work` on `count` keys: the map's own, by system calls,
         or those in the kernel. `InKernel.takes` is the rule.
         """
-        via = check_way(via if via is not None else self._via)
+        via = self._via if via is None else check_way(via)
         if via == "syscall" or (via == "auto" and not count):
             return self
+        way = self._programs()
+        return Loops(way, self, work, via == "kernel") if way.takes(
+            self, work, via, count, flags) else self
+
+    def _programs(self) -> InKernel:
         self.fileno()  # not for a closed map
         if self._in_kernel is None:
             self._in_kernel = InKernel(
                 self, self.flags, self.max_entries, counters(self.value_dtype))
-        if self._in_kernel.takes(self, work, via, count, flags):
-            return Loops(self._in_kernel, self, work, via == "kernel")
-        return self
+        return self._in_kernel
+
+    def _walks(self, via: str | None, exact: bool, columns: Columns | None) -> Walks | None:
+        """Return what reads the whole map in the kernel, where its rule lets it."""
+        via = self._via if via is None else check_way(via)
+        if via == "syscall":
+            return None
+        return Walks(self._programs(), self, self.max_entries, columns, via, exact)
 
     def prepare(self, *, threads: int = 1) -> tuple[str, ...]:
         """Load now what the in-kernel way needs: running it later takes no capability.
@@ -386,9 +397,7 @@ class Map(MapCore):
         -----
         Linux 5.17.
         """
-        self._way("auto", "lookup", 1)
-        assert self._in_kernel is not None
-        return self._in_kernel.prepare(self, threads)
+        return self._programs().prepare(self, threads)
 
     def update_many(self, keys: Keys, values: Any, *, flags: int = ANY, errors: str = "raise",
                     via: str | None = None, threads: int = 1) -> Any:

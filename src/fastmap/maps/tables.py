@@ -153,6 +153,9 @@ class Table(Map):
             if per_cpu and wide and stride != dtype.itemsize:
                 columns = unpacked(dtype, cpus, stride)
             return columns, out, out.reshape(rows, -1).view(np.uint8) if rows else out
+        if columns is None and not per_cpu:
+            values = np.empty(rows, dtype)
+            return None, values, values
         step = stride if columns is None else dtype.itemsize
         width = step * (cpus if wide else 1)
         raw = np.empty((rows, width), np.uint8)
@@ -191,9 +194,8 @@ class Table(Map):
         -----
         Linux 5.6 (per-CPU arrays 5.13).
         """
-        self._way(via)
         return Reader(self, is_array=self.indexed, chunk=chunk, reduce=reduce, fields=fields,
-                      where=where)
+                      where=where, exact=exact, via=via)
 
     def snapshot(self, *, reduce: Reduce = None, fields: Sequence[str] | None = None,
                  where: Where = None, exact: bool = True, via: str | None = None) -> Batch:
@@ -204,21 +206,22 @@ class Table(Map):
         Batch
             Every entry that was in the map during the whole read, once.
         """
-        self._way(via)
-        return self._fresh(Reader.read, reduce, fields, where)
+        return self._fresh(Reader.read, reduce, fields, where, exact, via)
 
     def _fresh(self, read: Callable[[Reader], Batch], reduce: Reduce,
-               fields: Sequence[str] | None, where: Where) -> Batch:
+               fields: Sequence[str] | None, where: Where, exact: bool = True,
+               via: str | None = "syscall") -> Batch:
         """Return what `read` gives, in buffers that no living batch has.
 
         New memory costs a page fault for every 4 KiB, which is dear beside a batch command: the
         buffers of earlier batches that are gone serve again.
         """
-        what = repr((reduce, fields, where))
+        what = repr((reduce, fields, where, exact, via))
         spares: list[tuple[str, Reader]] = self.__dict__.pop("_spares", [])
         reader = next((r for made_for, r in spares if made_for == what and r.idle), None)
         if reader is None:
-            reader = Reader(self, is_array=self.indexed, reduce=reduce, fields=fields, where=where)
+            reader = Reader(self, is_array=self.indexed, reduce=reduce, fields=fields,
+                            where=where, exact=exact, via=via)
         batch = None
         try:
             batch = read(reader)
@@ -340,7 +343,7 @@ class HashMap(Table):
     def drain(self, *, reduce: Reduce = None, fields: Sequence[str] | None = None,
               via: str | None = None) -> Batch:
         """Read the whole map into fresh arrays and delete what was read; see `Reader.drain`."""
-        self._way(via)
+        self._way(via, "drain")
         return self._fresh(Reader.drain, reduce, fields, None)
 
     def __len__(self) -> int:
