@@ -126,7 +126,8 @@ cdef class Fd:
 def map_create(int map_type, uint32_t key_size, uint32_t value_size, uint32_t max_entries,
                uint32_t flags=0, bytes name=b"", uint32_t numa_node=0, int inner_map_fd=0,
                unsigned long long map_extra=0, int btf_fd=0, uint32_t btf_key_type_id=0,
-               uint32_t btf_value_type_id=0):
+               uint32_t btf_value_type_id=0, uint32_t btf_vmlinux_value_type_id=0,
+               int value_type_btf_obj_fd=0, int map_token_fd=0):
     """BPF_MAP_CREATE: return the new map's `Fd`."""
     cdef fm_map_create attr
     cdef long result
@@ -142,6 +143,9 @@ def map_create(int map_type, uint32_t key_size, uint32_t value_size, uint32_t ma
     attr.btf_fd = btf_fd
     attr.btf_key_type_id = btf_key_type_id
     attr.btf_value_type_id = btf_value_type_id
+    attr.btf_vmlinux_value_type_id = btf_vmlinux_value_type_id
+    attr.value_type_btf_obj_fd = value_type_btf_obj_fd
+    attr.map_token_fd = map_token_fd
     _copy_name(attr.map_name, name)
     with nogil:
         result = fm_bpf(FM_MAP_CREATE, &attr, sizeof(attr))

@@ -59,6 +59,8 @@ struct fm_map_create {
     uint32_t btf_value_type_id;
     uint32_t btf_vmlinux_value_type_id;
     uint64_t map_extra;
+    uint32_t value_type_btf_obj_fd;
+    uint32_t map_token_fd;
 };
 
 struct fm_map_elem {
@@ -198,7 +200,7 @@ struct fm_btf_info {
     uint32_t kernel_btf;
 };
 
-_Static_assert(sizeof(struct fm_map_create) == 72, "BPF_MAP_CREATE");
+_Static_assert(sizeof(struct fm_map_create) == 80, "BPF_MAP_CREATE");
 _Static_assert(offsetof(struct fm_map_create, map_name) == 28, "BPF_MAP_CREATE name");
 _Static_assert(offsetof(struct fm_map_create, map_extra) == 64, "BPF_MAP_CREATE map_extra");
 _Static_assert(sizeof(struct fm_map_elem) == 32, "BPF_MAP_*_ELEM");
