@@ -212,7 +212,10 @@ def test_nothing_is_lost_at_any_moment(way: Callable[[Any, list[Any]], None],
     began = time.perf_counter()
     way(m, [])
     usual = time.perf_counter() - began
-    for _ in range(200):
+    rounds = 0
+    # On a busy machine the first, `usual`, can be far off: as many rounds as it takes.
+    while rounds < 200 or (carried <= 3 and rounds < 5000):
+        rounds += 1
         m.update_many(KEYS, 3 * KEYS)
         got: list[Any] = []
         try:
