@@ -24,7 +24,7 @@ FLOORS = (
      " _core.map _core.batch _core.program _core.ring _core.join dtypes btf_build btf asm",),
     ("features", "accel", "arrow"),
     ("maps.rules maps.base maps.reader maps.tables maps.trie maps.queues maps.nested"
-     " maps.references maps.storage maps.code maps.streams maps.arena maps.families",),
+     " maps.references maps.storage maps.code maps.records maps.streams maps.arena maps.families",),
     ("objects",),
     ("collect",),
     ("prometheus", "fleet", "syscalls demo"),

@@ -20,6 +20,7 @@ from fastmap.maps.code import InsnArray, StackTrace, StructOps
 from fastmap.maps.nested import ArrayOfMaps, HashOfMaps
 from fastmap.maps.queues import BloomFilter, Queue, Stack
 from fastmap.maps.reader import Reader
+from fastmap.maps.records import StreamBatch
 from fastmap.maps.references import (
     CgroupArray,
     CpuMap,
@@ -40,7 +41,7 @@ from fastmap.maps.storage import (
     SkStorage,
     TaskStorage,
 )
-from fastmap.maps.streams import RingBuffer, UserRingBuffer
+from fastmap.maps.streams import RingBuffer, UserRingBuffer, poll
 from fastmap.maps.tables import (
     ArrayMap,
     HashMap,
@@ -106,6 +107,7 @@ __all__ = [
     "SockMap",
     "Stack",
     "StackTrace",
+    "StreamBatch",
     "StructOps",
     "TaskStorage",
     "UpdateFlag",
@@ -115,5 +117,6 @@ __all__ = [
     "features",
     "maps",
     "open",
+    "poll",
     "possible_cpus",
 ]

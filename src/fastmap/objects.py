@@ -27,12 +27,15 @@ from fastmap.enums import (
 from fastmap.errors import BpfError, KeyExists, NotSupported, ObjectNotFound, PermissionDenied
 from fastmap.maps.base import Map, MapInfo, check_way
 from fastmap.maps.families import class_of
+from fastmap.maps.records import Kinds, Record
 from fastmap.maps.rules import Described, Shape
+from fastmap.maps.streams import RingBuffer
 
 
 def create(
     type: MapType | int | str, *, key: npt.DTypeLike | None = None,
-    value: npt.DTypeLike | None = None, max_entries: int | None = None, flags: int = 0,
+    value: npt.DTypeLike | None = None, record: Record = None, tag: str | None = None,
+    max_entries: int | None = None, flags: int = 0,
     name: str = "", map_extra: int = 0, numa_node: int | None = None,
     pin: str | os.PathLike[str] | None = None, exist_ok: bool = False, btf: bool = True,
     via: str = "auto",
@@ -46,6 +49,10 @@ def create(
     key, value : dtype_like
         Anything `numpy.dtype` takes, of plain bytes. What a type fixes (an array's key is "u4", a
         queue has none) need not be said.
+    record : dtype_like or dict, optional
+        RINGBUF: the dtype of its records; or one for each kind of them, ``{1: EXEC, 2: EXIT}``.
+    tag : str, optional
+        With a dict of records: the field that tells the kind.
     max_entries : int
         Not for local storage, which grows with what it belongs to, and STRUCT_OPS.
     flags : MapFlag
@@ -101,6 +108,7 @@ def create(
     if exist_ok and pin is None:
         raise ValueError("exist_ok=True goes with pin=")
     cls.settle(shape)
+    extra = _recorded(cls, record, tag)
 
     def made() -> Fd:
         options = {"name": encoded, "numa_node": numa_node or 0, "map_extra": shape.map_extra}
@@ -111,7 +119,17 @@ def create(
             raise _explained(error, shape) from None
 
     fd = made() if pin is None else _pinned(made, pin, exist_ok, shape)
-    return cls(fd, shape.key, shape.value, dtype_source="given", via=via)
+    return cls(fd, shape.key, shape.value, dtype_source="given", via=via, **extra)
+
+
+def _recorded(cls: type[Map], record: Record, tag: str | None) -> dict[str, Any]:
+    """Return what a stream's constructor takes more; refuse it for other maps, and bad dtypes."""
+    if record is None and tag is None:
+        return {}
+    if not issubclass(cls, RingBuffer):
+        raise TypeError(f"record= and tag= are for ring buffers, not for {cls.__name__}")
+    Kinds(record, tag)
+    return {"record": record, "tag": tag}
 
 
 def _uint(given: Any, what: str, bits: int) -> int:
@@ -227,6 +245,7 @@ def _rounded(field: str, there: dict[str, Any], asked: int) -> bool:
 def open(
     path: str | os.PathLike[str] | None = None, *, id: int | None = None, name: str | None = None,
     fd: int | None = None, key: npt.DTypeLike | None = None, value: npt.DTypeLike | None = None,
+    record: Record = None, tag: str | None = None,
     readonly: bool = False, writeonly: bool = False, btf: str = "auto", via: str = "auto",
 ) -> Any:
     """Open a map that is there.
@@ -243,6 +262,8 @@ def open(
         A descriptor; the map gets a duplicate of its own.
     key, value : dtype_like, optional
         Override what BTF says; must match the kernel's sizes.
+    record, tag
+        As for `create`.
     readonly, writeonly : bool
         Open a handle that may not write, or not read.
     btf : {"auto", "require"}
@@ -287,16 +308,18 @@ def open(
     else:
         handle = _by_name(name or "", mode)
     try:
-        return _opened(handle, key, value, btf, via)
+        return _opened(handle, key, value, btf, via, record, tag)
     except BaseException:
         handle.close()
         raise
 
 
-def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str) -> Map:
+def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record,
+            tag: str | None) -> Map:
     info = syscall.map_info(fd)
     kind = MapType(info["type"])
     cls = class_of(kind)
+    extra = _recorded(cls, record, tag)
     source = "none" if key is None and value is None else "given"
     dtypes: dict[str, np.dtype[Any]] = {}
     sides = {"key": (key, cls.keys_are), "value": (value, cls.values_are)}
@@ -313,7 +336,7 @@ def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str) -> Map:
                 source = "btf"
     for what in missing:
         dtypes.setdefault(what, cls.untold(kind, what, info[f"{what}_size"]))
-    return cls(fd, dtypes.get("key"), dtypes.get("value"), dtype_source=source, via=via)
+    return cls(fd, dtypes.get("key"), dtypes.get("value"), dtype_source=source, via=via, **extra)
 
 
 def _from_btf(info: dict[str, Any], btf: str) -> dict[str, np.dtype[Any]]:
