@@ -8,11 +8,9 @@ from typing_extensions import disjoint_base
 from fastmap._core.memory import Block, Mapping
 from fastmap._core.syscall import Fd
 
-__pyx_capi__: dict[str, object]
-
 @disjoint_base
 class Ring:
-    def __init__(self, fd: Fd, size: int) -> None: ...
+    def __new__(cls, fd: Fd, size: int) -> Self: ...
     @property
     def pages(self) -> Mapping: ...
     @property
