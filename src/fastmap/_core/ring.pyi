@@ -1,6 +1,8 @@
 """Stubs of `fastmap._core.ring`."""
 
 
+from typing import Self
+
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import disjoint_base
