@@ -1,6 +1,5 @@
 """Stubs of `fastmap._core.ring`."""
 
-
 from typing import Self
 
 import numpy as np
