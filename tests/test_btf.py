@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import struct
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,8 +16,7 @@ import fastmap
 from fastmap._core import syscall
 from fastmap.btf import Btf, Builder, Kind, encode
 
-KERNEL = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
-newest_kinds = pytest.mark.skipif(KERNEL < (6, 0), reason="ENUM64 came with 6.0, tags with 5.16")
+newest_kinds = pytest.mark.needs("BTF FLOAT", "BTF DECL_TAG", "BTF TYPE_TAG", "BTF ENUM64")
 DType = np.dtype[Any]
 
 
