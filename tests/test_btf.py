@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support import examples
 
 import fastmap
 from fastmap._core import syscall
@@ -323,6 +324,7 @@ def normal(dtype: DType) -> Any:
     return dtype.str, ()
 
 
+@pytest.mark.native("hundreds of dtypes, and asks no kernel")
 @given(dtypes, st.booleans())
 @settings(deadline=None, max_examples=300)
 def test_round_trip(dtype: DType, bpftool_safe: bool) -> None:
@@ -342,7 +344,8 @@ def test_round_trip(dtype: DType, bpftool_safe: bool) -> None:
 @newest_kinds
 @given(st.lists(dtypes, min_size=2, max_size=2), st.booleans())
 @settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=examples(100),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_the_kernel_takes_what_encode_makes(pair: list[DType], bpftool_safe: bool) -> None:
     data, key_id, value_id = encode(pair[0], pair[1], bpftool_safe=bpftool_safe)
