@@ -95,8 +95,9 @@ def test_a_bucket_larger_than_the_chunk_grows_it(filled: Make) -> None:
 
 def test_a_short_batch_is_not_the_end(filled: Make) -> None:
     m = filled(1500, max_entries=2048)
-    sizes = [len(batch) for batch in m.reader(chunk=64)]
-    assert sum(sizes) == 1500 and min(sizes[:-1]) < 64
+    # Of 93 batches about a fifth end before a bucket that does not fit; of 23 none may, by chance.
+    sizes = [len(batch) for batch in m.reader(chunk=16)]
+    assert sum(sizes) == 1500 and min(sizes[:-1]) < 16
 
 
 def test_full_map(filled: Make) -> None:
