@@ -21,10 +21,11 @@ SOURCES = sorted(path for ending in ("py", "pyx", "pxd") for path in PACKAGE.rgl
 FLOORS = (
     ("enums errors",),
     ("_core.uapi _core.syscall _core.memory _core.convert _core.codec _core.rows _core.columns"
-     " _core.map _core.batch _core.program _core.ring _core.join dtypes btf_build btf asm",),
+     " _core.map _core.batch _core.program _core.ring _core.join dtypes btf_special"
+     " btf_build btf_read btf elf asm",),
     ("features", "accel", "arrow"),
     ("maps.base maps.reader maps.tables maps.streams",),
-    ("objects",),
+    ("types objects",),
     ("collect",),
     ("prometheus", "fleet", "syscalls demo"),
     ("cli __main__",),

@@ -2,6 +2,7 @@
 
 from fastmap._core.program import Link, Program
 from fastmap._core.syscall import possible_cpus
+from fastmap.btf_special import spin_lock
 from fastmap.enums import ANY, EXIST, NOEXIST, Command, MapFlag, MapType, ProgType, UpdateFlag
 from fastmap.errors import (
     BatchError,
@@ -18,6 +19,7 @@ from fastmap.maps.base import Batch, Map, MapInfo
 from fastmap.maps.reader import Reader
 from fastmap.maps.tables import ArrayMap, HashMap, PerCpuArrayMap, PerCpuHashMap
 from fastmap.objects import create, maps, open
+from fastmap.types import btf_dtype, btf_layout, read_btf
 
 __version__ = "0.1.0"
 
@@ -26,7 +28,8 @@ __all__ = [
     "Feature", "Features",
     "HashMap", "KeyExists", "KeyNotFound", "Link", "Map", "MapFlag", "MapFull", "MapInfo",
     "MapType", "NotSupported", "ObjectNotFound", "PerCpuArrayMap", "PerCpuHashMap",
-    "PermissionDenied", "ProgType", "Program", "Reader", "UpdateFlag", "create",
+    "PermissionDenied", "ProgType", "Program", "Reader", "UpdateFlag", "btf_dtype",
+    "btf_layout", "create",
     "features", "maps", "open",
-    "possible_cpus",
+    "possible_cpus", "read_btf", "spin_lock",
 ]

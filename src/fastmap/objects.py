@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fastmap import btf as btf_module
 from fastmap._core import syscall
 from fastmap._core.syscall import Fd
+from fastmap.btf_special import check_special, special_fields
 from fastmap.dtypes import fitting, parse
 from fastmap.enums import (
     NAME_BYTES,
@@ -28,6 +29,7 @@ from fastmap.enums import (
 from fastmap.errors import BpfError, KeyExists, NotSupported, ObjectNotFound, PermissionDenied
 from fastmap.maps.base import Map, MapInfo, check_way
 from fastmap.maps.tables import ArrayMap, HashMap, PerCpuArrayMap, PerCpuHashMap
+from fastmap.types import btf_blob
 
 _CLASSES: dict[MapType, type[Map]] = {
     MapType.HASH: HashMap,
@@ -54,7 +56,7 @@ def create(
     type: MapType | int | str, *, key: npt.DTypeLike | None = None,
     value: npt.DTypeLike | None = None, max_entries: int, flags: int = 0, name: str = "",
     numa_node: int | None = None, pin: str | os.PathLike[str] | None = None,
-    exist_ok: bool = False, btf: bool = True, via: str = "auto",
+    exist_ok: bool = False, btf: bool | str = True, via: str = "auto",
 ) -> Any:
     """Create a map.
 
@@ -75,8 +77,10 @@ def create(
     exist_ok : bool
         With `pin`: where a map is pinned already, return that, if it is of the same type, sizes
         and flags.
-    btf : bool
+    btf : bool or "bpftool"
         Whether to describe the dtypes to the kernel, for `bpftool map dump` and for `open`.
+        bpftool stops at floats: "bpftool" calls them unsigned integers, with a tag by which `open`
+        knows them again.
     via : {"auto", "syscall", "kernel"}
         The way of calls over many elements, where they do not say it.
 
@@ -103,6 +107,8 @@ def create(
     kind = map_type(type)
     cls = _class_of(kind)
     check_way(via)
+    if btf not in (True, False, "bpftool"):
+        raise ValueError(f"btf={btf!r}: True, False or 'bpftool'")
     if kind in _ARRAYS and key is None:
         key = _U4
     key_dtype, value_dtype = parse(key, "key"), parse(value, "value")
@@ -125,6 +131,9 @@ def create(
         raise ValueError(f"a name has letters, digits, '_' and '.'; given was {name!r}")
     if numa_node is not None:
         flags |= MapFlag.NUMA_NODE
+    check_special(key_dtype, value_dtype)
+    if not btf and special_fields(value_dtype):
+        raise ValueError("btf=False: the kernel knows a lock by the BTF alone")
     if exist_ok and pin is None:
         raise ValueError("exist_ok=True goes with pin=")
     wanted = {"type": int(kind), "key_size": key_dtype.itemsize,
@@ -135,7 +144,8 @@ def create(
         args = (kind, key_dtype.itemsize, value_dtype.itemsize, int(max_entries), int(flags),
                 encoded, numa_node or 0)
         try:
-            return _with_btf(args, key_dtype, value_dtype) if btf else syscall.map_create(*args)
+            return (_with_btf(args, key_dtype, value_dtype, btf == "bpftool") if btf
+                    else syscall.map_create(*args))
         except BpfError as error:
             raise _explained(error, kind, MapFlag(flags)) from None
 
@@ -154,11 +164,14 @@ def _explained(error: BpfError, kind: MapType, flags: MapFlag) -> BpfError:
 
 
 def _with_btf(args: tuple[int, int, int, int, int, bytes, int], key: np.dtype[Any],
-              value: np.dtype[Any]) -> Fd:
+              value: np.dtype[Any], bpftool: bool) -> Fd:
+    needed = bool(special_fields(value))  # a map would have no lock without
     try:
-        blob, key_id, value_id = btf_module.encode(key, value)
+        blob, key_id, value_id = btf_module.encode(key, value, bpftool_safe=bpftool)
         loaded = syscall.btf_load(blob)
     except (BpfError, TypeError, ValueError):
+        if needed:
+            raise
         return syscall.map_create(*args)  # BTF is a courtesy: a map without it works as well
     try:
         return syscall.map_create(*args, btf_fd=loaded.fileno(), btf_key_type_id=key_id,
@@ -166,6 +179,8 @@ def _with_btf(args: tuple[int, int, int, int, int, bytes, int], key: np.dtype[An
     except PermissionDenied:
         raise
     except BpfError:
+        if needed:
+            raise
         return syscall.map_create(*args)  # and its error is about the map, not about the BTF
     finally:
         loaded.close()
@@ -301,17 +316,13 @@ def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str) -> Map:
 
 def _from_btf(info: dict[str, Any], btf: str) -> dict[str, np.dtype[Any]]:
     try:
-        loaded = syscall.btf_get_fd_by_id(info["btf_id"])
+        blob = btf_blob(info["btf_id"])
     except PermissionDenied:
         if btf == "require":
             raise
         warnings.warn(f"map {info['id']} has BTF, but reading it needs CAP_SYS_ADMIN: its keys "
                       "and values are void bytes; give key= and value=", stacklevel=4)
         return {}
-    try:
-        blob = syscall.btf_bytes(loaded)
-    finally:
-        loaded.close()
     ids = {what: number for what in ("key", "value") if (number := info[f"btf_{what}_type_id"])}
     try:
         types = btf_module.Btf(blob)
