@@ -291,16 +291,22 @@ class Types:
         """The members of a struct or union; anonymous ones have the name ""."""
         found, rows = self._rows(type_id, Kind.STRUCT, Kind.UNION)
         members = []
+        narrow: dict[int, tuple[int, int]] = {}
         for name, (_, member_id, offset) in rows:
             bits, offset = (offset >> 24, offset & 0xFFFFFF) if found.flag else (0, offset)
-            inner = self._type(self.resolve(member_id))
-            if inner.kind == Kind.INT and not bits:
-                # Old compilers' bitfields: an INT of fewer bits than its bytes have.
-                word = inner.words[inner.at]
-                if 0 < word & 0xFF < 8 * inner.value:
-                    bits, offset = word & 0xFF, offset + (word >> 16 & 0xFF)
+            if not bits:
+                if member_id not in narrow:
+                    narrow[member_id] = self._narrow(member_id)
+                bits, shift = narrow[member_id]
+                offset += shift
             members.append(Member(name, member_id, offset, bits))
         return members
+
+    def _narrow(self, type_id: int) -> tuple[int, int]:
+        """Old compilers' bitfields: an INT of fewer bits than its bytes have, and which of them."""
+        found = self._type(self.resolve(type_id))
+        word = found.words[found.at] if found.kind == Kind.INT else 0
+        return (word & 0xFF, word >> 16 & 0xFF) if 0 < word & 0xFF < 8 * found.value else (0, 0)
 
     def enum(self, type_id: int) -> dict[str, int]:
         """The names of an ENUM or ENUM64, and their values."""
