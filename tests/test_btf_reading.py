@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support import examples
 from test_btf import INT32, UNSIGNED_CHAR, blob, dtypes, info
 
-from fastmap.btf import Btf, Kind, encode
+from fastmap.btf import Btf, Kind, Layout, encode
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 DType = np.dtype[Any]
@@ -138,7 +138,7 @@ def test_bitfields_as_compilers_wrote_them_before_kind_flag() -> None:
     types = Btf(blob(five, four_up, (0, info(4, 2), 4, 1, 1, 0, 3, 2, 5), strings=strings))
     bits = types.bitfields(3)
     assert [(f.container, f.shift, f.width) for f in bits.values()] == [
-        ("bits0", 0, 5), ("bits0", 8, 4),
+        (("bits0",), 0, 5), (("bits0",), 8, 4),
     ]  # fmt: skip
     records = np.array([(0b1001_000_10110,)], types.dtype(3))
     assert [int(f.extract(records)[0]) for f in bits.values()] == [0b10110, 0b1001]
@@ -384,7 +384,7 @@ def test_variables_that_all_fail_late_do_not_hang() -> None:
 
 CALLS: list[Callable[[Btf, int], object]] = [
     Btf.kind, Btf.name, Btf.resolve, Btf.size, Btf.dtype, Btf.members, Btf.enum, Btf.datasec,
-    Btf.bitfields,
+    Btf.layout, Btf.variables,
 ]  # fmt: skip
 
 
@@ -402,9 +402,17 @@ def exercise(data: bytes) -> None:
             if isinstance(result, np.dtype):
                 assert result.itemsize == types.size(number)
                 hash(result)
+            elif isinstance(result, Layout) and result.dtype.itemsize < 1 << 20:
+                records = np.zeros(1, result.dtype)
+                for bits in result.bitfields.values():
+                    assert not bits.extract(records).any()
+                for path in [*result.enums, *result.special]:
+                    assert isinstance(path, str)
     for name in ("", "a", "value", "x\0", "é"):
         with contextlib.suppress(KeyError):
             assert 0 < types.find(name) < len(types)
+        with contextlib.suppress(KeyError, ValueError):
+            assert types.dtype(types.named(name)) is not None
 
 
 @given(st.binary(max_size=300))

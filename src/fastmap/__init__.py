@@ -2,6 +2,7 @@
 
 from fastmap._core.program import Link, Program
 from fastmap._core.syscall import possible_cpus
+from fastmap.btf_special import spin_lock
 from fastmap.enums import ANY, EXIST, NOEXIST, Command, MapFlag, MapType, ProgType, UpdateFlag
 from fastmap.errors import (
     BatchError,
@@ -51,6 +52,7 @@ from fastmap.maps.tables import (
 )
 from fastmap.maps.trie import LpmTrie
 from fastmap.objects import create, maps, open
+from fastmap.types import btf_dtype, btf_layout, read_btf
 
 __version__ = "0.1.0"
 
@@ -113,10 +115,14 @@ __all__ = [
     "UpdateFlag",
     "UserRingBuffer",
     "XskMap",
+    "btf_dtype",
+    "btf_layout",
     "create",
     "features",
     "maps",
     "open",
     "poll",
     "possible_cpus",
+    "read_btf",
+    "spin_lock",
 ]

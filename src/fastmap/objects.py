@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fastmap import btf as btf_module
 from fastmap._core import syscall
 from fastmap._core.syscall import Fd
+from fastmap.btf_special import check_special, special_fields
 from fastmap.enums import (
     NAME_BYTES,
     MapFlag,
@@ -30,6 +31,7 @@ from fastmap.maps.families import class_of
 from fastmap.maps.records import Kinds, Record
 from fastmap.maps.rules import Described, Shape
 from fastmap.maps.streams import RingBuffer
+from fastmap.types import btf_blob
 
 
 def create(
@@ -37,8 +39,8 @@ def create(
     value: npt.DTypeLike | None = None, record: Record = None, tag: str | None = None,
     max_entries: int | None = None, flags: int = 0,
     name: str = "", map_extra: int = 0, numa_node: int | None = None,
-    pin: str | os.PathLike[str] | None = None, exist_ok: bool = False, btf: bool = True,
-    via: str = "auto",
+    pin: str | os.PathLike[str] | None = None, exist_ok: bool = False,
+    btf: bool | str = True, via: str = "auto",
 ) -> Any:
     """Create a map.
 
@@ -69,8 +71,10 @@ def create(
     exist_ok : bool
         With `pin`: where a map is pinned already, return that, if it is of the same type, sizes
         and flags.
-    btf : bool
+    btf : bool or "bpftool"
         Whether to describe the dtypes to the kernel, for `bpftool map dump` and for `open`.
+        bpftool stops at floats: "bpftool" calls them unsigned integers, with a tag by which `open`
+        knows them again.
     via : {"auto", "syscall", "kernel"}
         The way of calls over many elements, where they do not say it.
 
@@ -97,6 +101,8 @@ def create(
     kind = map_type(type)
     cls = class_of(kind)
     check_way(via)
+    if btf not in (True, False, "bpftool"):
+        raise ValueError(f"btf={btf!r}: True, False or 'bpftool'")
     shape = Shape(
         kind, cls.keys_are.settle(key, "key", kind), cls.values_are.settle(value, "value", kind),
         _entries(max_entries, cls.entries_are, kind),
@@ -108,13 +114,21 @@ def create(
     if exist_ok and pin is None:
         raise ValueError("exist_ok=True goes with pin=")
     cls.settle(shape)
+    check_special(shape.key, shape.value)
+    described = cls.described
+    if shape.value is not None and special_fields(shape.value):
+        if not btf or described == "never":
+            raise ValueError(f"the kernel knows a lock by the BTF alone: "
+                             f"{'btf=False' if not btf else kind.name + ' maps have none'}")
+        described = "must"
+    elif not btf and described != "must":
+        described = "never"
     extra = _recorded(cls, record, tag)
 
     def made() -> Fd:
         options = {"name": encoded, "numa_node": numa_node or 0, "map_extra": shape.map_extra}
         try:
-            return _made(shape, cls.described if btf or cls.described == "must" else "never",
-                         options)
+            return _made(shape, described, options, btf == "bpftool")
         except BpfError as error:
             raise _explained(error, shape) from None
 
@@ -176,13 +190,14 @@ def _explained(error: BpfError, shape: Shape) -> BpfError:
         + f"; this is {os.uname().release}")
 
 
-def _made(shape: Shape, described: Described, options: dict[str, Any]) -> Fd:
+def _made(shape: Shape, described: Described, options: dict[str, Any],
+          bpftool: bool) -> Fd:
     """Create the map; described by BTF if that may be."""
     sizes = (shape.kind, shape.key_size, shape.value_size, shape.max_entries, int(shape.flags))
     if described == "never" or shape.key is None or shape.value is None:
         return syscall.map_create(*sizes, **options)
     try:
-        blob, key_id, value_id = btf_module.encode(shape.key, shape.value)
+        blob, key_id, value_id = btf_module.encode(shape.key, shape.value, bpftool_safe=bpftool)
         loaded = syscall.btf_load(blob)
     except (BpfError, TypeError, ValueError):
         if described == "must":
@@ -341,17 +356,13 @@ def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record,
 
 def _from_btf(info: dict[str, Any], btf: str) -> dict[str, np.dtype[Any]]:
     try:
-        loaded = syscall.btf_get_fd_by_id(info["btf_id"])
+        blob = btf_blob(info["btf_id"])
     except PermissionDenied:
         if btf == "require":
             raise
         warnings.warn(f"map {info['id']} has BTF, but reading it needs CAP_SYS_ADMIN: its keys "
                       "and values are void bytes; give key= and value=", stacklevel=4)
         return {}
-    try:
-        blob = syscall.btf_bytes(loaded)
-    finally:
-        loaded.close()
     ids = {what: number for what in ("key", "value") if (number := info[f"btf_{what}_type_id"])}
     try:
         types = btf_module.Btf(blob)
