@@ -9,6 +9,8 @@ SOURCES := pyproject.toml setup.py $(wildcard src/fastmap/_core/*.pyx src/fastma
 KERNEL ?=
 HERE = test -z "$(KERNEL)" && $(BIN)/python tests/guest/allowed.py
 GUEST = $(BIN)/python -m tests.guest
+# An emulated machine is some twenty times as slow.
+NATIVE = -m "not slow and not native"
 
 .PHONY: help demo test quick test-kernels quick-kernels matrix bench bench-once lint types wheel clean
 
@@ -43,13 +45,14 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built
 	@if $(HERE); then $(BIN)/python -m pytest; else \
-		$(GUEST) test --kernel $(or $(KERNEL),6.12) -- -q tests; fi
+		echo "fastmap: without the tests marked slow or native, for emulation is slow"; \
+		$(GUEST) test --kernel $(or $(KERNEL),6.12) -- -q $(NATIVE) tests; fi
 
 quick: $(VENV)/.built
 	$(BIN)/python -m pytest -m "not slow"
 
 test-kernels: $(VENV)/.built
-	$(GUEST) test -- -q tests
+	$(GUEST) test -- -q $(NATIVE) tests
 
 quick-kernels: $(VENV)/.built
 	$(GUEST) test -- -q -m quick tests

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+from support import EMULATED
 
 import fastmap
 from fastmap._core import memory
@@ -18,7 +20,11 @@ from fastmap.enums import running_kernel, version_text
 
 # A guest of tests/guest has no compiler and no source tree: these are about the sources.
 collect_ignore = (["test_floors.py", "test_package.py", "test_typing.py", "test_uapi.py"]
-                  if os.environ.get("FASTMAP_GUEST") else [])
+                  if EMULATED else [])
+
+if EMULATED:
+    settings.register_profile("emulated", suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("emulated")
 
 CAP_SYS_ADMIN, CAP_BPF, CAP_PERFMON = 21, 39, 38
 

@@ -14,6 +14,14 @@ from typing import Any
 
 from fastmap.asm import FP, R0, R1, R2, R3, R4, R6, R7, Assembler, Code, Helper
 
+#: Whether the machine is an emulated one of tests/guest, twenty times as slow as a real one.
+EMULATED = "FASTMAP_GUEST" in os.environ
+
+
+def examples(number: int) -> int:
+    """Return how many examples to try: a tenth of `number` where the machine is emulated."""
+    return -(-number // 10) if EMULATED else number
+
 
 def _fork(task: Callable[[], Any], seconds: int) -> int:
     with warnings.catch_warnings():

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import operator
-import os
 import random
-import re
 import struct
 import sys
 import weakref
@@ -24,7 +22,6 @@ from fastmap import Program, asm
 from fastmap.asm import FP, R0, R1, R2, R3, R4, R5, R6, R10, Assembler, Helper, disassemble
 from fastmap.btf import Btf, Kind
 
-KERNEL = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 SOCKET_FILTER, RAW_TRACEPOINT, SYSCALL, SLEEPABLE = "socket_filter", "raw_tracepoint", "syscall", 16
 M32, M64 = (1 << 32) - 1, (1 << 64) - 1
@@ -399,11 +396,11 @@ ARITHMETIC: dict[str, Callable[[int, int, int], int]] = {
 }
 
 
-since_6_6 = pytest.mark.skipif(KERNEL < (6, 6), reason="instructions of Linux 6.6")
+v4 = pytest.mark.needs("instructions v4")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=since_6_6) if n in ("sdiv", "smod") else n for n in ARITHMETIC]
+    "name", [pytest.param(n, marks=v4) if n in ("sdiv", "smod") else n for n in ARITHMETIC]
 )
 def test_arithmetic_in_the_kernel(name: str) -> None:
     rnd = random.Random(name)
@@ -453,7 +450,7 @@ def test_jumps_in_the_kernel(name: str) -> None:
         assert returned(build) == bool(condition(*pair)), (x, y, bits, by_register)
 
 
-@since_6_6
+@v4
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_memory_in_the_kernel(size: int) -> None:
     pattern, mask = 0x8182838485868788, (1 << 8 * size) - 1
@@ -577,7 +574,7 @@ def test_loop_with_a_subprogram_and_a_context() -> None:
     assert struct.unpack("=QIIQ", context)[3] == 145
 
 
-@since_6_6
+@v4
 def test_long_jump_in_the_kernel() -> None:
     a = Assembler()
     a.ldx(4, R2, R1, 0)
@@ -592,7 +589,7 @@ def test_long_jump_in_the_kernel() -> None:
         assert program.run(data=bytes(64)) == 7
 
 
-@pytest.mark.skipif(KERNEL < (6, 2), reason="bpf_rcu_read_lock came with 6.2")
+@pytest.mark.needs("bpf_rcu_read_lock")
 def test_kfunc_in_the_kernel() -> None:
     kernel = Btf(VMLINUX.read_bytes())
     a = Assembler()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import struct
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support import examples
 
 import fastmap
 from fastmap._core import syscall
 from fastmap.btf import Btf, Builder, Kind, encode
 
-KERNEL = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
-newest_kinds = pytest.mark.skipif(KERNEL < (6, 0), reason="ENUM64 came with 6.0, tags with 5.16")
+newest_kinds = pytest.mark.needs("BTF FLOAT", "BTF DECL_TAG", "BTF TYPE_TAG", "BTF ENUM64")
 DType = np.dtype[Any]
 
 
@@ -326,6 +324,7 @@ def normal(dtype: DType) -> Any:
     return dtype.str, ()
 
 
+@pytest.mark.native("hundreds of dtypes, and asks no kernel")
 @given(dtypes, st.booleans())
 @settings(deadline=None, max_examples=300)
 def test_round_trip(dtype: DType, bpftool_safe: bool) -> None:
@@ -345,7 +344,8 @@ def test_round_trip(dtype: DType, bpftool_safe: bool) -> None:
 @newest_kinds
 @given(st.lists(dtypes, min_size=2, max_size=2), st.booleans())
 @settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=examples(100),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_the_kernel_takes_what_encode_makes(pair: list[DType], bpftool_safe: bool) -> None:
     data, key_id, value_id = encode(pair[0], pair[1], bpftool_safe=bpftool_safe)

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 from test_btf import INT32, UNSIGNED_CHAR, blob, dtypes, info
 
-from fastmap.btf import Btf, Kind, encode
+from fastmap.btf import Btf, Kind, Layout, encode
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 DType = np.dtype[Any]
@@ -137,7 +138,7 @@ def test_bitfields_as_compilers_wrote_them_before_kind_flag() -> None:
     types = Btf(blob(five, four_up, (0, info(4, 2), 4, 1, 1, 0, 3, 2, 5), strings=strings))
     bits = types.bitfields(3)
     assert [(f.container, f.shift, f.width) for f in bits.values()] == [
-        ("bits0", 0, 5), ("bits0", 8, 4),
+        (("bits0",), 0, 5), (("bits0",), 8, 4),
     ]  # fmt: skip
     records = np.array([(0b1001_000_10110,)], types.dtype(3))
     assert [int(f.extract(records)[0]) for f in bits.values()] == [0b10110, 0b1001]
@@ -201,6 +202,7 @@ def test_kinds_of_the_future_are_stepped_over_by_the_layout() -> None:
         Btf(blob(*records, strings=b"\0t\0"))
 
 
+@pytest.mark.native("a struct of 70000 members, for a parser that asks no kernel")
 def test_longer_headers_and_wider_member_counts() -> None:
     members = [word for i in range(70000) for word in (1, 1, 8 * i)]
     record = (0, info(4, 70000), 70000, *members)
@@ -305,6 +307,7 @@ def doubling(kind: int, levels: int, name: int) -> bytes:
     return blob(*records, strings=b"\0m\0")
 
 
+@pytest.mark.native("megabytes of hostile BTF, for a parser that asks no kernel")
 @pytest.mark.parametrize("kind", [4, 5])
 @pytest.mark.parametrize("name", [0, 1], ids=["anonymous", "named"])
 def test_doubling_types_do_not_explode(kind: int, name: int) -> None:
@@ -347,6 +350,7 @@ def test_sizes_do_not_overflow() -> None:
         within(5, lambda number=number: types.size(number))  # type: ignore[misc]
 
 
+@pytest.mark.native("megabytes of hostile BTF, for a parser that asks no kernel")
 def test_overlapping_names_do_not_eat_memory() -> None:
     strings = b"\0" + b"x" * 500 + b"\0"
     values = [word for _ in range(200000) for word in (1, 0)]
@@ -361,6 +365,7 @@ def test_overlapping_names_do_not_eat_memory() -> None:
                 types.name(1)
 
 
+@pytest.mark.native("megabytes of hostile BTF, for a parser that asks no kernel")
 def test_variables_that_all_fail_late_do_not_hang() -> None:
     # Each variable's type is a large struct whose last member has no dtype.
     count = 60000
@@ -379,7 +384,7 @@ def test_variables_that_all_fail_late_do_not_hang() -> None:
 
 CALLS: list[Callable[[Btf, int], object]] = [
     Btf.kind, Btf.name, Btf.resolve, Btf.size, Btf.dtype, Btf.members, Btf.enum, Btf.datasec,
-    Btf.bitfields,
+    Btf.layout, Btf.variables,
 ]  # fmt: skip
 
 
@@ -397,13 +402,21 @@ def exercise(data: bytes) -> None:
             if isinstance(result, np.dtype):
                 assert result.itemsize == types.size(number)
                 hash(result)
+            elif isinstance(result, Layout) and result.dtype.itemsize < 1 << 20:
+                records = np.zeros(1, result.dtype)
+                for bits in result.bitfields.values():
+                    assert not bits.extract(records).any()
+                for path in [*result.enums, *result.special]:
+                    assert isinstance(path, str)
     for name in ("", "a", "value", "x\0", "é"):
         with contextlib.suppress(KeyError):
             assert 0 < types.find(name) < len(types)
+        with contextlib.suppress(KeyError, ValueError):
+            assert types.dtype(types.named(name)) is not None
 
 
 @given(st.binary(max_size=300))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_random_bytes(data: bytes) -> None:
     exercise(data)
     exercise(blob(strings=b"\0")[:12] + data)
@@ -414,7 +427,7 @@ words = st.integers(0, 40) | st.sampled_from(infos) | st.integers(0, 0xFFFFFFFF)
 
 
 @given(st.lists(words, min_size=3, max_size=60), st.binary(max_size=20))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_random_types(record: list[int], text: bytes) -> None:
     exercise(blob(record, strings=b"\0" + text + b"\0"))
 
@@ -435,13 +448,13 @@ records = st.one_of(
 
 
 @given(st.lists(records, min_size=1, max_size=12))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_random_records(rows: list[tuple[int, ...]]) -> None:
     exercise(blob(*rows, strings=b"\0ab\0char\0"))
 
 
 @given(dtypes, st.data())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_mutated_blobs(dtype: DType, data: st.DataObject) -> None:
     good = bytearray(encode(dtype, dtype, value_name="a", bpftool_safe=data.draw(st.booleans()))[0])
     for _ in range(data.draw(st.integers(1, 6))):
@@ -455,6 +468,7 @@ def test_mutated_blobs(dtype: DType, data: st.DataObject) -> None:
 # --- all of vmlinux -------------------------------------------------------------------------------
 
 
+@pytest.mark.native("timed")
 def test_vmlinux_is_indexed_quickly() -> None:
     data = VMLINUX.read_bytes()
     started = time.perf_counter()

@@ -6,7 +6,14 @@ import pytest
 from support import in_child
 
 import fastmap
-from fastmap.enums import Command, MapFlag, MapType, running_kernel, smallest_kernel
+from fastmap.enums import (
+    PROGRAM_FEATURES,
+    Command,
+    MapFlag,
+    MapType,
+    running_kernel,
+    smallest_kernel,
+)
 from fastmap.features import features, missing_capabilities
 
 pytestmark = pytest.mark.quick
@@ -29,6 +36,7 @@ def test_every_type_and_every_batch_command_is_there() -> None:
     assert {t.name for t in MapType if t} <= names
     assert "MAP_LOOKUP_BATCH on LPM_TRIE" in names
     assert {f.name for f in features().ways} == {"element", "batch", "memory", "in-kernel"}
+    assert {f.name for f in features().programs} == set(PROGRAM_FEATURES)
     assert features()["HASH"] and features()["batch"]
     assert not features()["MAP_DELETE_BATCH on ARRAY"]
 

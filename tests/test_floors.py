@@ -22,10 +22,11 @@ FLOORS = (
     ("enums errors",),
     ("_core.uapi _core.syscall _core.memory _core.convert _core.codec _core.rows _core.columns"
      " _core.map _core.batch _core.run _core.walk _core.program _core.ring _core.join dtypes"
-     " btf_build btf asm touching programs walks",),
+     " btf_special btf_build btf_read btf elf asm touching programs walks",),
     ("features accel", "arrow"),
-    ("maps.base maps.reader maps.tables maps.streams",),
-    ("objects",),
+    ("maps.rules maps.base maps.reader maps.tables maps.trie maps.queues maps.nested"
+     " maps.references maps.storage maps.code maps.records maps.streams maps.arena maps.families",),
+    ("types objects",),
     ("collect",),
     ("prometheus", "fleet", "syscalls demo"),
     ("cli __main__",),

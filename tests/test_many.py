@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 import fastmap
 from fastmap import NOEXIST, BatchError, KeyExists
@@ -103,7 +104,7 @@ def test_strides_of_sub_arrays_and_records(make: Make) -> None:
 # ---- conversions -------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.sampled_from(["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i2", ">u4", ">u8", "?"]),
        st.sampled_from(["i1", "u1", ">i2", "u2", "i4", "u4", ">u4", "i8", ">i8", "u8"]), st.data())
 def test_integers_are_checked_and_converted(given: str, wanted: str, data: st.DataObject) -> None:

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from support import examples
 
 import fastmap
 from fastmap import EXIST, NOEXIST, KeyExists, KeyNotFound, MapFull
@@ -209,5 +210,5 @@ class Model(RuleBasedStateMachine):
 @pytest.mark.parametrize("kind", ("hash", "percpu_hash", "array", "percpu_array"))
 def test_model(kind: str) -> None:
     machine = type("Machine", (Model,), {"kind": kind})
-    run_state_machine_as_test(
-        machine, settings=settings(max_examples=40, stateful_step_count=25, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(
+        max_examples=examples(40), stateful_step_count=25, deadline=None))

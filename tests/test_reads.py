@@ -48,17 +48,18 @@ def test_every_key_once(filled: Make, kind: str, chunk: int | None) -> None:
 @hashes
 @chunks
 def test_every_key_once_drained(filled: Make, kind: str, chunk: int | None) -> None:
-    m = filled(777, type=kind, max_entries=2048)
-    check(*m.reader(chunk=chunk).drain(), 777)
+    n = 300  # asking for the length after each chunk takes n * n steps
+    m = filled(n, type=kind, max_entries=1024)
+    check(*m.reader(chunk=chunk).drain(), n)
     assert not m
-    keys = np.arange(777, dtype="u8")
+    keys = np.arange(n, dtype="u8")
     m.update_many(keys, (3 * keys)[:, None] if m.per_cpu else 3 * keys)
     drained, reader = [], m.reader(chunk=chunk)
     for batch in reader.drain_chunks():
         drained.append(batch.copy())
-        assert len(m) == 777 - sum(map(len, drained))
+        assert len(m) == n - sum(map(len, drained))
         assert not m.lookup_many(batch.keys)[1].any()
-    check(*(np.concatenate(x) for x in zip(*drained, strict=True)), 777)
+    check(*(np.concatenate(x) for x in zip(*drained, strict=True)), n)
 
 
 @pytest.mark.parametrize("kind", ("array", "percpu_array"))
@@ -95,8 +96,9 @@ def test_a_bucket_larger_than_the_chunk_grows_it(filled: Make) -> None:
 
 def test_a_short_batch_is_not_the_end(filled: Make) -> None:
     m = filled(1500, max_entries=2048)
-    sizes = [len(batch) for batch in m.reader(chunk=64)]
-    assert sum(sizes) == 1500 and min(sizes[:-1]) < 64
+    # Of 93 batches about a fifth end before a bucket that does not fit; of 23 none may, by chance.
+    sizes = [len(batch) for batch in m.reader(chunk=16)]
+    assert sum(sizes) == 1500 and min(sizes[:-1]) < 16
 
 
 def test_full_map(filled: Make) -> None:

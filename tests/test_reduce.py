@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import alive, reduced, same_bytes, three_ways
+from support import examples
 
 import fastmap
 
@@ -136,7 +137,7 @@ def records(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         [(f"f{i}", dtype, shape) for i, (dtype, shape) in enumerate(given[0])], align=given[1]))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(st.recursive(leaves(), records, max_leaves=5), st.sampled_from(OPS[:3] + OPS[4:]),
        st.sampled_from([1, 3, None]), st.integers(0, 1000))
 def test_any_dtype(dtype: Any, op: str, chunk: int | None, seed: int) -> None:
@@ -184,7 +185,7 @@ def test_reductions_that_are_refused(make: Make, dtype: Any, reduce: Any, error:
 
 
 @pytest.mark.parametrize("dtype", [*INTEGERS, "?"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(data=st.data())
 def test_where_on_integers(dtype: str, data: st.DataObject) -> None:
     limits = np.iinfo(dtype if dtype != "?" else "u1")

@@ -153,11 +153,6 @@ ENUMS = {
 SPELLED = {"BPF_LOCK": "BPF_F_LOCK", "BPF_CPU": "BPF_F_CPU", "BPF_ALL_CPUS": "BPF_F_ALL_CPUS"}
 
 
-def running() -> tuple[int, int]:
-    major, minor = re.match(r"(\d+)\.(\d+)", os.uname().release).groups()  # type: ignore[union-attr]
-    return int(major), int(minor)
-
-
 @pytest.mark.parametrize("kind", ENUMS)
 def test_numbers_are_the_kernel_s(kind: type[enums._Since] | type[enums._FlagSince]) -> None:
     there, missing = kernel_constants(), []
@@ -166,7 +161,7 @@ def test_numbers_are_the_kernel_s(kind: type[enums._Since] | type[enums._FlagSin
         theirs = SPELLED.get(theirs, theirs)
         if theirs in there:
             assert there[theirs] == member, theirs
-        elif member.since <= running():
+        elif member.since <= enums.running_kernel():
             missing.append(theirs)
     assert not missing, "the kernel is new enough for these, and does not know them"
 

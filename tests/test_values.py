@@ -13,6 +13,7 @@ import pytest
 import raw
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 import fastmap
 from fastmap.errors import PermissionDenied
@@ -33,7 +34,7 @@ def table(dtype: npt.DTypeLike) -> Any:
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(data=st.data())
 def test_integers(dtype: str, data: st.DataObject) -> None:
     limits = np.iinfo(dtype)
@@ -57,7 +58,7 @@ def test_integers(dtype: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("code", ("<f4", ">f4", "<f8", ">f8", "<f2"))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(data=st.data())
 def test_floats(code: str, data: st.DataObject) -> None:
     value = data.draw(st.floats(width=8 * int(code[2]), allow_nan=False))  # type: ignore[arg-type]

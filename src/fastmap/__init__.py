@@ -2,6 +2,7 @@
 
 from fastmap._core.program import Link, Program
 from fastmap._core.syscall import possible_cpus
+from fastmap.btf_special import spin_lock
 from fastmap.enums import ANY, EXIST, NOEXIST, Command, MapFlag, MapType, ProgType, UpdateFlag
 from fastmap.errors import (
     BatchError,
@@ -14,19 +15,114 @@ from fastmap.errors import (
     PermissionDenied,
 )
 from fastmap.features import Feature, Features, features
+from fastmap.maps.arena import Arena
 from fastmap.maps.base import Batch, Map, MapInfo
+from fastmap.maps.code import InsnArray, StackTrace, StructOps
+from fastmap.maps.nested import ArrayOfMaps, HashOfMaps
+from fastmap.maps.queues import BloomFilter, Queue, Stack
 from fastmap.maps.reader import Reader
-from fastmap.maps.tables import ArrayMap, HashMap, PerCpuArrayMap, PerCpuHashMap
+from fastmap.maps.records import StreamBatch
+from fastmap.maps.references import (
+    CgroupArray,
+    CpuMap,
+    DevMap,
+    DevMapHash,
+    PerfEventArray,
+    ProgArray,
+    ReuseportSockArray,
+    SockHash,
+    SockMap,
+    XskMap,
+)
+from fastmap.maps.storage import (
+    CgroupStorage,
+    CgrpStorage,
+    InodeStorage,
+    PerCpuCgroupStorage,
+    SkStorage,
+    TaskStorage,
+)
+from fastmap.maps.streams import RingBuffer, UserRingBuffer, poll
+from fastmap.maps.tables import (
+    ArrayMap,
+    HashMap,
+    PerCpuArrayMap,
+    PerCpuHashMap,
+    ResizableHashMap,
+)
+from fastmap.maps.trie import LpmTrie
 from fastmap.objects import create, maps, open
+from fastmap.types import btf_dtype, btf_layout, read_btf
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ANY", "EXIST", "NOEXIST", "ArrayMap", "Batch", "BatchError", "BpfError", "Command",
-    "Feature", "Features",
-    "HashMap", "KeyExists", "KeyNotFound", "Link", "Map", "MapFlag", "MapFull", "MapInfo",
-    "MapType", "NotSupported", "ObjectNotFound", "PerCpuArrayMap", "PerCpuHashMap",
-    "PermissionDenied", "ProgType", "Program", "Reader", "UpdateFlag", "create",
-    "features", "maps", "open",
+    "ANY",
+    "EXIST",
+    "NOEXIST",
+    "Arena",
+    "ArrayMap",
+    "ArrayOfMaps",
+    "Batch",
+    "BatchError",
+    "BloomFilter",
+    "BpfError",
+    "CgroupArray",
+    "CgroupStorage",
+    "CgrpStorage",
+    "Command",
+    "CpuMap",
+    "DevMap",
+    "DevMapHash",
+    "Feature",
+    "Features",
+    "HashMap",
+    "HashOfMaps",
+    "InodeStorage",
+    "InsnArray",
+    "KeyExists",
+    "KeyNotFound",
+    "Link",
+    "LpmTrie",
+    "Map",
+    "MapFlag",
+    "MapFull",
+    "MapInfo",
+    "MapType",
+    "NotSupported",
+    "ObjectNotFound",
+    "PerCpuArrayMap",
+    "PerCpuCgroupStorage",
+    "PerCpuHashMap",
+    "PerfEventArray",
+    "PermissionDenied",
+    "ProgArray",
+    "ProgType",
+    "Program",
+    "Queue",
+    "Reader",
+    "ResizableHashMap",
+    "ReuseportSockArray",
+    "RingBuffer",
+    "SkStorage",
+    "SockHash",
+    "SockMap",
+    "Stack",
+    "StackTrace",
+    "StreamBatch",
+    "StructOps",
+    "TaskStorage",
+    "UpdateFlag",
+    "UserRingBuffer",
+    "XskMap",
+    "btf_dtype",
+    "btf_layout",
+    "create",
+    "features",
+    "maps",
+    "open",
+    "poll",
     "possible_cpus",
+    "read_btf",
+    "spin_lock",
 ]

@@ -89,12 +89,6 @@ _WRITES = frozenset({"update", "delete", "take", "increment", "push", "pop"})
 _ONLY_WRITES = frozenset({"update", "delete", "push"})
 _READ, _WRITE = int(Command.MAP_LOOKUP_BATCH), int(Command.MAP_UPDATE_BATCH)
 
-# What a value may hold that a program must not copy.
-_SPECIAL = (b"\0bpf_spin_lock\0", b"\0bpf_res_spin_lock\0", b"\0bpf_timer\0", b"\0bpf_wq\0",
-            b"\0bpf_task_work\0", b"\0bpf_list_head\0", b"\0bpf_list_node\0", b"\0bpf_rb_root\0",
-            b"\0bpf_rb_node\0", b"\0bpf_refcount\0", b"\0kptr\0", b"\0kptr_untrusted\0",
-            b"\0percpu_kptr\0", b"\0uptr\0")
-
 _Rows = npt.NDArray[Any]
 
 
@@ -123,10 +117,11 @@ class InKernel:
         self._fields = fields
         cpus = syscall.possible_cpus() if isinstance(row, PerCpuCodec) else ()
         size = row.one.size if isinstance(row, PerCpuCodec) else row.size
-        each = core._key.size + row.size + 4
+        key_size = core._key.size if core._key is not None else 0
+        each = key_size + row.size + 4
         chunk = max(1, min(LONGEST_RUN, BUFFER_BYTES // each))
-        self.layout = programs.Layout(core._key.size, size, chunk, cpus)
-        self._touches = (self.kind in _HASHES and core._key.size <= touching.LONGEST_KEY
+        self.layout = programs.Layout(key_size, size, chunk, cpus)
+        self._touches = (self.kind in _HASHES and key_size <= touching.LONGEST_KEY
                          and entries >= touching.FEWEST_ENTRIES
                          and running_kernel() >= _MAY_GOTO)
         self._idle: list[Runner] = []
@@ -443,20 +438,8 @@ def special_fields(core: MapCore) -> str:
         blob = syscall.btf_bytes(fd)
     finally:
         fd.close()
-    if not any(word in blob for word in _SPECIAL):
-        return ""
-    names = _names(Btf(blob), info["btf_value_type_id"], set())
-    words = {word.strip(b"\0").decode() for word in _SPECIAL}
-    there = ", ".join(sorted(words & names))
-    return f"the map's values hold {there}" if there else ""
-
-
-def _names(types: Btf, type_id: int, seen: set[int]) -> set[str]:
-    """Return the names of a type, of what it is made of, and of the tags on it."""
-    if type_id in seen or not type_id:
-        return set()
-    seen.add(type_id)
-    found = {types.name(type_id)}
-    for inner in types.parts(type_id):
-        found |= _names(types, inner, seen)
-    return found
+    try:
+        there = set(Btf(blob).layout(info["btf_value_type_id"]).special.values())
+    except ValueError:
+        return ""  # as above
+    return f"the map's values hold {', '.join(sorted(there))}" if there else ""

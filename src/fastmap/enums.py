@@ -209,6 +209,18 @@ _LATER: dict[tuple[Command, MapType], Version | None] = {
        for c in (Command.MAP_LOOKUP_AND_DELETE_ELEM, Command.MAP_LOOKUP_AND_DELETE_BATCH)},
 }
 
+#: What programs and BTF may contain, and how the kernel treats them, by the names of `features`.
+PROGRAM_FEATURES: dict[str, Version] = {
+    "BTF FLOAT": (5, 13),
+    "BTF DECL_TAG": (5, 16),
+    "BTF TYPE_TAG": (5, 17),
+    "BTF ENUM64": (6, 0),
+    "bpf_rcu_read_lock": (6, 2),
+    "instructions v4": (6, 6),
+}
+#: Since when freezing is refused to a handle that may not write.
+FREEZE_BY_WRITERS: Version = (6, 5)
+
 
 def smallest_kernel(command: Command, map_type: MapType) -> Version | None:
     """Return the first Linux with `command` on `map_type`, or None where none has it."""

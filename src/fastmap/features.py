@@ -19,7 +19,10 @@ import numpy as np
 from fastmap import btf, programs
 from fastmap._core import syscall
 from fastmap._core.program import Program
+from fastmap.btf import Kind
 from fastmap.enums import (
+    FREEZE_BY_WRITERS,
+    PROGRAM_FEATURES,
     Command,
     MapFlag,
     MapType,
@@ -30,7 +33,7 @@ from fastmap.enums import (
     smallest_kernel,
     version_text,
 )
-from fastmap.errors import ENOTSUPP, BpfError
+from fastmap.errors import ENOTSUPP, BpfError, PermissionDenied
 
 #: Bits of the capabilities that matter, as in the kernel's ``uapi/linux/capability.h``.
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -79,13 +82,14 @@ class Feature:
 
 
 class Features(Mapping[str, Feature]):
-    """The features by name, in groups: map types, commands, flags, ways."""
+    """The features by name, in groups: map types, commands, flags, ways, programs."""
 
     def __init__(self, groups: dict[str, list[Feature]]) -> None:
         self.map_types = groups["map types"]
         self.commands = groups["commands"]
         self.flags = groups["flags"]
         self.ways = groups["ways"]
+        self.programs = groups["programs"]
         self._all = {each.name: each for group in groups.values() for each in group}
 
     def __getitem__(self, name: str) -> Feature:
@@ -243,6 +247,58 @@ def _in_kernel() -> Program:
         buffer.close()
 
 
+def _freeze_by_reader() -> None:
+    """Freeze through a handle that may not write: a kernel that has the feature refuses."""
+    fd = _make(MapType.ARRAY, MapFlag.RDONLY)
+    try:
+        syscall.map_freeze(fd)
+    except PermissionDenied:
+        return
+    finally:
+        fd.close()
+    raise BpfError(errno.EOPNOTSUPP, "BPF_MAP_FREEZE")
+
+
+def _btf(kind: Kind) -> syscall.Fd:
+    """Load BTF that holds a type of the kind."""
+    types = btf.Builder()
+    number = types.add_int("int", 4)
+    if kind is Kind.FLOAT:
+        types.add_float("float", 4)
+    elif kind is Kind.DECL_TAG:
+        types.add_decl_tag("tag", types.add_struct("s", 4, [("a", number, 0)]))
+    elif kind is Kind.TYPE_TAG:
+        types.add_ref(Kind.PTR, types.add_ref(kind, number, "tag"))
+    else:
+        types.add_enum("e", 8, [("A", 1)])
+    return syscall.btf_load(types.build())
+
+
+def _instructions_v4() -> Program:
+    # r0 = 0; r0 = bswap16 r0; exit
+    return Program(ProgType.SOCKET_FILTER,
+                   bytes.fromhex("b700000000000000 d700000010000000 9500000000000000"))
+
+
+def _kernel_function(name: str) -> None:
+    """Look for the name in the kernel's BTF, where all that programs may call are described."""
+    try:
+        described = Path("/sys/kernel/btf/vmlinux").read_bytes()
+    except OSError as error:
+        raise BpfError(errno.EIO, f"no BTF of the kernel: {error.strerror}") from None
+    if b"\0" + name.encode() + b"\0" not in described:
+        raise BpfError(errno.EOPNOTSUPP, name)
+
+
+# How to try those of `PROGRAM_FEATURES`.
+_PROGRAM_PROBES: dict[str, Callable[[], Any]] = {
+    **{f"BTF {kind.name}": partial(_btf, kind)
+       for kind in (Kind.FLOAT, Kind.DECL_TAG, Kind.TYPE_TAG, Kind.ENUM64)},
+    "bpf_rcu_read_lock": partial(_kernel_function, "bpf_rcu_read_lock"),
+    "instructions v4": _instructions_v4,
+}
+
+
 @cache
 def features() -> Features:
     """Ask the running kernel what it has. The answers are kept.
@@ -251,14 +307,16 @@ def features() -> Features:
     -------
     Features
         A mapping of names ("HASH", "MAP_LOOKUP_BATCH on LPM_TRIE", "MMAPABLE", "in-kernel") to
-        `Feature`, in groups ``map_types``, ``commands``, ``flags`` and ``ways``. Each says whether
-        it is supported, not supported (and since which Linux it is), or why that cannot be told.
+        `Feature`, in groups ``map_types``, ``commands``, ``flags``, ``ways`` and ``programs`` (what
+        programs and BTF may contain). Each says whether it is supported, not supported (and since
+        which Linux it is), or why that cannot be told.
     """
     commands = [_feature(c.name, c.since, partial(_known, c)) for c in syscall.PROBED]
     commands += [
         _feature(f"{c.name} on {t.name}", smallest_kernel(c, t), partial(_batch_on, c, t))
         for t in _TABLES for c in _BATCHES
     ]
+    commands.append(_feature("MAP_FREEZE heeds RDONLY", FREEZE_BY_WRITERS, _freeze_by_reader))
     flags = [
         _feature(flag.name or str(flag), flag.since,
                  partial(_make, kind, flag, **sizes),
@@ -273,5 +331,7 @@ def features() -> Features:
         _feature("memory", (5, 5), lambda: _make(MapType.ARRAY, MapFlag.MMAPABLE)),
         _feature("in-kernel", (5, 17), _in_kernel, "CAP_BPF or CAP_PERFMON"),
     ]
+    programs = [_feature(name, since, _PROGRAM_PROBES[name])
+                for name, since in PROGRAM_FEATURES.items()]
     return Features({"map types": [_map_type(t) for t in MapType if t], "commands": commands,
-                     "flags": flags, "ways": ways})
+                     "flags": flags, "ways": ways, "programs": programs})

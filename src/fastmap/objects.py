@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fastmap import btf as btf_module
 from fastmap._core import syscall
 from fastmap._core.syscall import Fd
-from fastmap.dtypes import fitting, parse
+from fastmap.btf_special import check_special, special_fields
 from fastmap.enums import (
     NAME_BYTES,
     MapFlag,
@@ -27,47 +27,43 @@ from fastmap.enums import (
 )
 from fastmap.errors import BpfError, KeyExists, NotSupported, ObjectNotFound, PermissionDenied
 from fastmap.maps.base import Map, MapInfo, check_way
-from fastmap.maps.tables import ArrayMap, HashMap, PerCpuArrayMap, PerCpuHashMap
-
-_CLASSES: dict[MapType, type[Map]] = {
-    MapType.HASH: HashMap,
-    MapType.ARRAY: ArrayMap,
-    MapType.PERCPU_HASH: PerCpuHashMap,
-    MapType.PERCPU_ARRAY: PerCpuArrayMap,
-    MapType.LRU_HASH: HashMap,
-    MapType.LRU_PERCPU_HASH: PerCpuHashMap,
-}
-_ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
-_U4 = np.dtype("u4")
-
-
-def _class_of(kind: MapType) -> type[Map]:
-    try:
-        return _CLASSES[kind]
-    except KeyError:
-        known = ", ".join(t.name.lower() for t in _CLASSES)
-        raise NotSupported(95, f"fastmap has no class for {kind.name} maps yet; it has {known}"
-                           ) from None
+from fastmap.maps.families import class_of
+from fastmap.maps.records import Kinds, Record
+from fastmap.maps.rules import Described, Shape
+from fastmap.maps.streams import RingBuffer
+from fastmap.types import btf_blob
 
 
 def create(
     type: MapType | int | str, *, key: npt.DTypeLike | None = None,
-    value: npt.DTypeLike | None = None, max_entries: int, flags: int = 0, name: str = "",
-    numa_node: int | None = None, pin: str | os.PathLike[str] | None = None,
-    exist_ok: bool = False, btf: bool = True, via: str = "auto",
+    value: npt.DTypeLike | None = None, record: Record = None, tag: str | None = None,
+    max_entries: int | None = None, flags: int = 0,
+    name: str = "", map_extra: int = 0, numa_node: int | None = None,
+    pin: str | os.PathLike[str] | None = None, exist_ok: bool = False,
+    btf: bool | str = True, via: str = "auto",
 ) -> Any:
     """Create a map.
 
     Parameters
     ----------
     type : MapType or str
-        "hash", "array", "percpu_hash", "percpu_array", "lru_hash", "lru_percpu_hash".
+        Such as "hash", "percpu_array", "lpm_trie": any name of `MapType`.
     key, value : dtype_like
-        Anything `numpy.dtype` takes, of plain bytes. An array's key is "u4" and need not be given.
+        Anything `numpy.dtype` takes, of plain bytes. What a type fixes (an array's key is "u4", a
+        queue has none) need not be said.
+    record : dtype_like or dict, optional
+        RINGBUF: the dtype of its records; or one for each kind of them, ``{1: EXEC, 2: EXIT}``.
+    tag : str, optional
+        With a dict of records: the field that tells the kind.
     max_entries : int
+        Not for local storage, which grows with what it belongs to, and STRUCT_OPS.
     flags : MapFlag
+        Those that a type demands need not be said.
     name : str
         At most 15 bytes of letters, digits, "_" and ".".
+    map_extra : int
+        BLOOM_FILTER: the number of hashes, 1 to 15 (0: the kernel's 5). ARENA: the address at
+        which all who map it see it.
     numa_node : int, optional
         Where its memory shall lie.
     pin : path, optional
@@ -75,15 +71,17 @@ def create(
     exist_ok : bool
         With `pin`: where a map is pinned already, return that, if it is of the same type, sizes
         and flags.
-    btf : bool
+    btf : bool or "bpftool"
         Whether to describe the dtypes to the kernel, for `bpftool map dump` and for `open`.
+        bpftool stops at floats: "bpftool" calls them unsigned integers, with a tag by which `open`
+        knows them again.
     via : {"auto", "syscall", "kernel"}
         The way of calls over many elements, where they do not say it.
 
     Returns
     -------
     Map
-        Of the class of its type: `HashMap`, `ArrayMap`, `PerCpuHashMap`, `PerCpuArrayMap`.
+        Of the class of its type: `HashMap`, `ArrayMap`, `Queue`, ...
 
     Raises
     ------
@@ -101,20 +99,76 @@ def create(
     The smallest kernel of a type is `MapType.since`.
     """
     kind = map_type(type)
-    cls = _class_of(kind)
+    cls = class_of(kind)
     check_way(via)
-    if kind in _ARRAYS and key is None:
-        key = _U4
-    key_dtype, value_dtype = parse(key, "key"), parse(value, "value")
-    if kind in _ARRAYS and key_dtype != _U4:
-        raise ValueError(f"the key of an {kind.name} map is u4, not {key_dtype}")
-    if isinstance(max_entries, bool) or not isinstance(max_entries, (int, np.integer)):
-        raise TypeError(f"max_entries is an integer, not {max_entries!r}")
-    if not 1 <= max_entries < 1 << 32:
-        raise ValueError(f"max_entries={max_entries}: 1 to 4294967295")
-    flags = operator.index(flags)
-    if not 0 <= flags < 1 << 32:
-        raise ValueError(f"flags={flags}: 0 to 4294967295")
+    if btf not in (True, False, "bpftool"):
+        raise ValueError(f"btf={btf!r}: True, False or 'bpftool'")
+    shape = Shape(
+        kind, cls.keys_are.settle(key, "key", kind), cls.values_are.settle(value, "value", kind),
+        _entries(max_entries, cls.entries_are, kind),
+        MapFlag(_uint(flags, "flags", 32)) | cls.always, _uint(map_extra, "map_extra", 64))
+    encoded = _name(name)
+    if numa_node is not None:
+        numa_node = _uint(numa_node, "numa_node", 31)
+        shape.flags |= MapFlag.NUMA_NODE
+    if exist_ok and pin is None:
+        raise ValueError("exist_ok=True goes with pin=")
+    cls.settle(shape)
+    check_special(shape.key, shape.value)
+    described = cls.described
+    if shape.value is not None and special_fields(shape.value):
+        if not btf or described == "never":
+            raise ValueError(f"the kernel knows a lock by the BTF alone: "
+                             f"{'btf=False' if not btf else kind.name + ' maps have none'}")
+        described = "must"
+    elif not btf and described != "must":
+        described = "never"
+    extra = _recorded(cls, record, tag)
+
+    def made() -> Fd:
+        options = {"name": encoded, "numa_node": numa_node or 0, "map_extra": shape.map_extra}
+        try:
+            return _made(shape, described, options, btf == "bpftool")
+        except BpfError as error:
+            raise _explained(error, shape) from None
+
+    fd = made() if pin is None else _pinned(made, pin, exist_ok, shape)
+    return cls(fd, shape.key, shape.value, dtype_source="given", via=via, **extra)
+
+
+def _recorded(cls: type[Map], record: Record, tag: str | None) -> dict[str, Any]:
+    """Return what a stream's constructor takes more; refuse it for other maps, and bad dtypes."""
+    if record is None and tag is None:
+        return {}
+    if not issubclass(cls, RingBuffer):
+        raise TypeError(f"record= and tag= are for ring buffers, not for {cls.__name__}")
+    Kinds(record, tag)
+    return {"record": record, "tag": tag}
+
+
+def _uint(given: Any, what: str, bits: int) -> int:
+    number = operator.index(given)
+    if isinstance(given, bool):
+        raise TypeError(f"{what} is an integer, not {given!r}")
+    if not 0 <= number < 1 << bits:
+        raise ValueError(f"{what}={number}: 0 to {(1 << bits) - 1}")
+    return number
+
+
+def _entries(given: int | None, fixed: int | None, kind: MapType) -> int:
+    if fixed is not None:
+        if given not in (None, fixed):
+            raise ValueError(f"max_entries={given!r}: of {kind.name} maps it is {fixed}, and need "
+                             "not be said")
+        return fixed
+    if given is None or isinstance(given, bool) or not isinstance(given, (int, np.integer)):
+        raise TypeError(f"max_entries is an integer, not {given!r}")
+    if not 1 <= given < 1 << 32:
+        raise ValueError(f"max_entries={given}: 1 to 4294967295")
+    return int(given)
+
+
+def _name(name: str) -> bytes:
     if not isinstance(name, str):
         raise TypeError(f"name is a str, not {name!r}")
     encoded = name.encode()
@@ -123,29 +177,12 @@ def create(
                          f"{len(encoded)}")
     if re.fullmatch(rb"[A-Za-z0-9_.]*", encoded) is None:
         raise ValueError(f"a name has letters, digits, '_' and '.'; given was {name!r}")
-    if numa_node is not None:
-        flags |= MapFlag.NUMA_NODE
-    if exist_ok and pin is None:
-        raise ValueError("exist_ok=True goes with pin=")
-    wanted = {"type": int(kind), "key_size": key_dtype.itemsize,
-              "value_size": value_dtype.itemsize, "max_entries": int(max_entries),
-              "map_flags": int(flags)}
-
-    def made() -> Fd:
-        args = (kind, key_dtype.itemsize, value_dtype.itemsize, int(max_entries), int(flags),
-                encoded, numa_node or 0)
-        try:
-            return _with_btf(args, key_dtype, value_dtype) if btf else syscall.map_create(*args)
-        except BpfError as error:
-            raise _explained(error, kind, MapFlag(flags)) from None
-
-    fd = made() if pin is None else _pinned(made, pin, exist_ok, wanted)
-    return cls(fd, key_dtype, value_dtype, dtype_source="given", via=via)
+    return encoded
 
 
-def _explained(error: BpfError, kind: MapType, flags: MapFlag) -> BpfError:
+def _explained(error: BpfError, shape: Shape) -> BpfError:
     """Return what a failed creation is about: EINVAL can be a kernel too old for what was asked."""
-    late = [each for each in (kind, *flags) if each.since > running_kernel()]
+    late = [each for each in (shape.kind, *shape.flags) if each.since > running_kernel()]
     if error.errno != errno.EINVAL or not late:
         return error
     return NotSupported(errno.EINVAL, "; ".join(
@@ -153,29 +190,38 @@ def _explained(error: BpfError, kind: MapType, flags: MapFlag) -> BpfError:
         + f"; this is {os.uname().release}")
 
 
-def _with_btf(args: tuple[int, int, int, int, int, bytes, int], key: np.dtype[Any],
-              value: np.dtype[Any]) -> Fd:
+def _made(shape: Shape, described: Described, options: dict[str, Any],
+          bpftool: bool) -> Fd:
+    """Create the map; described by BTF if that may be."""
+    sizes = (shape.kind, shape.key_size, shape.value_size, shape.max_entries, int(shape.flags))
+    if described == "never" or shape.key is None or shape.value is None:
+        return syscall.map_create(*sizes, **options)
     try:
-        blob, key_id, value_id = btf_module.encode(key, value)
+        blob, key_id, value_id = btf_module.encode(shape.key, shape.value, bpftool_safe=bpftool)
         loaded = syscall.btf_load(blob)
     except (BpfError, TypeError, ValueError):
-        return syscall.map_create(*args)  # BTF is a courtesy: a map without it works as well
+        if described == "must":
+            raise
+        return syscall.map_create(*sizes, **options)  # a courtesy: a map without it works as well
     try:
-        return syscall.map_create(*args, btf_fd=loaded.fileno(), btf_key_type_id=key_id,
-                                  btf_value_type_id=value_id)
+        return syscall.map_create(*sizes, **options, btf_fd=loaded.fileno(),
+                                  btf_key_type_id=key_id, btf_value_type_id=value_id)
     except PermissionDenied:
         raise
     except BpfError:
-        return syscall.map_create(*args)  # and its error is about the map, not about the BTF
+        if described == "must":
+            raise
+        # And its error is about the map, not about the BTF.
+        return syscall.map_create(*sizes, **options)
     finally:
         loaded.close()
 
 
-def _pinned(made: Any, pin: str | os.PathLike[str], exist_ok: bool, wanted: dict[str, int]) -> Fd:
+def _pinned(made: Any, pin: str | os.PathLike[str], exist_ok: bool, shape: Shape) -> Fd:
     """Return a map pinned at `pin`: a new one, or with `exist_ok` the one that is there."""
     if exist_ok:
         try:
-            return _compatible(syscall.obj_get(pin), pin, wanted)
+            return _compatible(syscall.obj_get(pin), pin, shape)
         except ObjectNotFound:
             pass
     fd: Fd = made()
@@ -185,14 +231,16 @@ def _pinned(made: Any, pin: str | os.PathLike[str], exist_ok: bool, wanted: dict
         fd.close()
         if not exist_ok:
             raise
-        return _compatible(syscall.obj_get(pin), pin, wanted)  # another process was faster
+        return _compatible(syscall.obj_get(pin), pin, shape)  # another process was faster
     except BaseException:
         fd.close()
         raise
     return fd
 
 
-def _compatible(fd: Fd, pin: str | os.PathLike[str], wanted: dict[str, int]) -> Fd:
+def _compatible(fd: Fd, pin: str | os.PathLike[str], shape: Shape) -> Fd:
+    wanted = {"type": int(shape.kind), "key_size": shape.key_size, "value_size": shape.value_size,
+              "max_entries": shape.max_entries, "map_flags": int(shape.flags)}
     there = syscall.map_info(fd)
     differences = [f"{field} is {there[field]}, not {asked}" for field, asked in wanted.items()
                    if there[field] != asked and not _rounded(field, there, asked)]
@@ -212,6 +260,7 @@ def _rounded(field: str, there: dict[str, Any], asked: int) -> bool:
 def open(
     path: str | os.PathLike[str] | None = None, *, id: int | None = None, name: str | None = None,
     fd: int | None = None, key: npt.DTypeLike | None = None, value: npt.DTypeLike | None = None,
+    record: Record = None, tag: str | None = None,
     readonly: bool = False, writeonly: bool = False, btf: str = "auto", via: str = "auto",
 ) -> Any:
     """Open a map that is there.
@@ -228,6 +277,8 @@ def open(
         A descriptor; the map gets a duplicate of its own.
     key, value : dtype_like, optional
         Override what BTF says; must match the kernel's sizes.
+    record, tag
+        As for `create`.
     readonly, writeonly : bool
         Open a handle that may not write, or not read.
     btf : {"auto", "require"}
@@ -272,46 +323,46 @@ def open(
     else:
         handle = _by_name(name or "", mode)
     try:
-        return _opened(handle, key, value, btf, via)
+        return _opened(handle, key, value, btf, via, record, tag)
     except BaseException:
         handle.close()
         raise
 
 
-def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str) -> Map:
+def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record,
+            tag: str | None) -> Map:
     info = syscall.map_info(fd)
-    cls = _class_of(MapType(info["type"]))
+    kind = MapType(info["type"])
+    cls = class_of(kind)
+    extra = _recorded(cls, record, tag)
     source = "none" if key is None and value is None else "given"
     dtypes: dict[str, np.dtype[Any]] = {}
-    for what, spec in (("key", key), ("value", value)):
-        if spec is not None:
-            dtypes[what] = fitting(spec, info[f"{what}_size"], what)
-    if info["type"] in _ARRAYS and dtypes.setdefault("key", _U4) != _U4:
-        raise ValueError(f"the key of an array is u4, not {dtypes['key']}")
-    if len(dtypes) < 2 and info["btf_id"]:
+    sides = {"key": (key, cls.keys_are), "value": (value, cls.values_are)}
+    for what, (spec, side) in sides.items():
+        dtype = side.of_size(spec, info[f"{what}_size"], what, kind)
+        if dtype is not None:
+            dtypes[what] = dtype
+    missing = [what for what in sides if what not in dtypes and info[f"{what}_size"]]
+    if missing and info["btf_id"]:
         found = _from_btf(info, btf)
         for what, dtype in found.items():
-            if what not in dtypes and dtype.itemsize == info[f"{what}_size"]:
+            if what in missing and dtype.itemsize == info[f"{what}_size"]:
                 dtypes[what] = dtype
                 source = "btf"
-    for what in ("key", "value"):
-        dtypes.setdefault(what, np.dtype(f"V{info[f'{what}_size']}"))
-    return cls(fd, dtypes["key"], dtypes["value"], dtype_source=source, via=via)
+    for what in missing:
+        dtypes.setdefault(what, cls.untold(kind, what, info[f"{what}_size"]))
+    return cls(fd, dtypes.get("key"), dtypes.get("value"), dtype_source=source, via=via, **extra)
 
 
 def _from_btf(info: dict[str, Any], btf: str) -> dict[str, np.dtype[Any]]:
     try:
-        loaded = syscall.btf_get_fd_by_id(info["btf_id"])
+        blob = btf_blob(info["btf_id"])
     except PermissionDenied:
         if btf == "require":
             raise
         warnings.warn(f"map {info['id']} has BTF, but reading it needs CAP_SYS_ADMIN: its keys "
                       "and values are void bytes; give key= and value=", stacklevel=4)
         return {}
-    try:
-        blob = syscall.btf_bytes(loaded)
-    finally:
-        loaded.close()
     ids = {what: number for what in ("key", "value") if (number := info[f"btf_{what}_type_id"])}
     try:
         types = btf_module.Btf(blob)

@@ -10,6 +10,9 @@ from .debian import Apt
 
 SERIES = ("6.1", "6.12")  # the long-term kernels our users run; any other series can be named
 
+# Since 6.19 the first package is empty, and needs the others.
+PARTS = ("linux-image", "linux-binary", "linux-modules")
+
 # In the order of need. The first two carry the harness's own connection. Some kernels have them
 # built in; what a kernel has neither built in nor as a module is left out.
 MODULES = ("virtio_pci", "virtio_console", "veth", "dummy", "tun", "sch_ingress", "cls_bpf")
@@ -29,13 +32,12 @@ def find(cache: Path, series: str) -> Kernel | None:
     """Return the newest unpacked kernel of a series, or None."""
     folders = sorted((cache / "kernels" / series).glob("[!.]*"), key=lambda f: version_key(f.name))
     for folder in reversed(folders):
-        images = sorted((folder / "boot").glob("vmlinuz-*"))
-        if images:
-            release = images[0].name.removeprefix("vmlinuz-")
-            # merged-/usr packages (6.12) put modules under usr/lib, older ones under lib
-            for lib in ("usr/lib", "lib"):
-                if (modules := folder / lib / "modules" / release).is_dir():
-                    return Kernel(series, release, images[0], modules)
+        # merged-/usr packages (6.12) put modules under usr/lib, older ones under lib
+        for modules in (*folder.glob("usr/lib/modules/*"), *folder.glob("lib/modules/*")):
+            # since 6.19 the kernel lies beside its modules
+            for image in (folder / "boot" / f"vmlinuz-{modules.name}", modules / "vmlinuz"):
+                if image.is_file():
+                    return Kernel(series, modules.name, image, modules)
     return None
 
 
@@ -55,7 +57,8 @@ def fetch(cache: Path, apt: Apt, series: str, *, refresh: bool = False) -> Kerne
     target = cache / "kernels" / series / f"{version}"
     if not target.exists():
         say(f"fetch   {name} ({version})")
-        apt.unpack([name], target)
+        parts = [name.replace("linux-image", part) for part in PARTS]
+        apt.unpack([part for part in parts if apt.candidates(part, re.escape(part))], target)
     kernel = find(cache, series)
     if kernel is None:
         raise HarnessError(f"{name} {version} holds no bootable kernel")

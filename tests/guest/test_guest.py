@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -15,6 +16,7 @@ from . import boot, emulator, kernels, report
 from .common import REPOSITORY, HarnessError, building, version_key
 from .compiled import compiled_forms
 from .cpio import Archive
+from .debian import Apt
 
 # Plays qemu: finds the control socket among its arguments and behaves as the environment says.
 FAKE = """\
@@ -213,6 +215,44 @@ def test_the_newest_unpacked_kernel_is_found(tmp_path: Path) -> None:
     kernel = kernels.find(tmp_path, "6.1")
     assert kernel is not None and kernel.release == "6.1.0-50-x"
     assert version_key("6.12.107-1") > version_key("6.12.95-1~bpo12+1")
+
+
+def test_a_kernel_beside_its_modules_is_found(tmp_path: Path) -> None:
+    modules = tmp_path / "kernels/7.3/7.3.4-1/usr/lib/modules/7.3.4-x"
+    modules.mkdir(parents=True)
+    assert kernels.find(tmp_path, "7.3") is None
+    (modules / "vmlinuz").touch()
+    found = kernels.Kernel("7.3", "7.3.4-x", modules / "vmlinuz", modules)
+    assert kernels.find(tmp_path, "7.3") == found
+
+
+def test_all_parts_of_a_kernel_are_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {
+        "linux-image-7.3.4-cloud-amd64": "7.3.4-1",
+        "linux-binary-7.3.4-cloud-amd64": "7.3.4-1",
+        "linux-modules-7.3.4-cloud-amd64": "7.3.4-1",
+        "linux-image-7.3.3-cloud-amd64": "7.3.3-1",
+        "linux-image-7.3.5-rt-cloud-amd64": "7.3.5-1",
+    }
+    unpacked: list[str] = []
+
+    class Mirror(Apt):
+        def update(self, *, force: bool = False) -> None:
+            pass
+
+        def candidates(self, prefix: str, pattern: str) -> dict[str, str]:
+            return {name: there[name] for name in there if re.fullmatch(pattern, name)}
+
+        def unpack(self, packages: list[str], target: Path) -> None:
+            unpacked.extend(packages)
+            modules = target / "usr/lib/modules/7.3.4-cloud-amd64"
+            modules.mkdir(parents=True)
+            (modules / "vmlinuz").touch()
+
+    assert kernels.fetch(tmp_path, Mirror(tmp_path), "7.3").release == "7.3.4-cloud-amd64"
+    assert unpacked == list(there)[:3]
 
 
 def test_modules_come_after_what_they_need(tmp_path: Path) -> None:

@@ -376,8 +376,29 @@ cdef class PerCpuCodec(Codec):
         return array["value"]
 
 
+@cython.final
+cdef class NoCodec(Codec):
+    """Of a map that has no keys, or no values: there is nothing to give, and nothing to get."""
+
+    def __init__(self, str what):
+        self.dtype = None
+        self.what = what
+        self.size = 0
+        self.padding = ()
+
+    cdef int encode(self, object given, char *dst) except -1:
+        if given is not None:
+            raise TypeError(f"this map has no {self.what}s; given was {_shorten(given)}")
+        return 0
+
+    cdef object decode(self, const char *src):
+        return None
+
+
 def codec_of(dtype, str what):
-    """Return the `Codec` for keys or values (`what`) of `dtype`."""
+    """Return the `Codec` for keys or values (`what`) of `dtype`; None where there are none."""
+    if dtype is None:
+        return NoCodec(what)
     if dtype.subdtype is None:
         if dtype.names is not None:
             return RecordCodec(dtype, what)

@@ -82,7 +82,7 @@ cdef class MapCore:
             value_block = Block(self._value.size)
             v = value_block.data
         self._key.encode(key, k)
-        result = fm_elem(command, self._fd.get(), k, v, flags)
+        result = fm_elem(command, self._fd.get(), k if self._key.size else NULL, v, flags)
         if result < 0:
             raise self._failed(result, command, key)
         return self._value.decode(v)
@@ -102,7 +102,8 @@ cdef class MapCore:
             v = value_block.data
         self._key.encode(key, k)
         self._value.encode(value, v)
-        result = fm_elem(FM_MAP_UPDATE_ELEM, self._fd.get(), k, v, flags)
+        result = fm_elem(FM_MAP_UPDATE_ELEM, self._fd.get(), k if self._key.size else NULL, v,
+                         flags)
         if result < 0:
             raise self._failed(result, FM_MAP_UPDATE_ELEM, key)
         return 0

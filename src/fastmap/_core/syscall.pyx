@@ -126,7 +126,8 @@ cdef class Fd:
 def map_create(int map_type, uint32_t key_size, uint32_t value_size, uint32_t max_entries,
                uint32_t flags=0, bytes name=b"", uint32_t numa_node=0, int inner_map_fd=0,
                unsigned long long map_extra=0, int btf_fd=0, uint32_t btf_key_type_id=0,
-               uint32_t btf_value_type_id=0):
+               uint32_t btf_value_type_id=0, uint32_t btf_vmlinux_value_type_id=0,
+               int value_type_btf_obj_fd=0, int map_token_fd=0):
     """BPF_MAP_CREATE: return the new map's `Fd`."""
     cdef fm_map_create attr
     cdef long result
@@ -142,6 +143,9 @@ def map_create(int map_type, uint32_t key_size, uint32_t value_size, uint32_t ma
     attr.btf_fd = btf_fd
     attr.btf_key_type_id = btf_key_type_id
     attr.btf_value_type_id = btf_value_type_id
+    attr.btf_vmlinux_value_type_id = btf_vmlinux_value_type_id
+    attr.value_type_btf_obj_fd = value_type_btf_obj_fd
+    attr.map_token_fd = map_token_fd
     _copy_name(attr.map_name, name)
     with nogil:
         result = fm_bpf(FM_MAP_CREATE, &attr, sizeof(attr))
@@ -202,6 +206,11 @@ def map_get_fd_by_id(uint32_t number, uint32_t open_flags=0):
     return _fd_by_id(FM_MAP_GET_FD_BY_ID, number, open_flags, "map")
 
 
+def prog_get_fd_by_id(uint32_t number):
+    """BPF_PROG_GET_FD_BY_ID."""
+    return _fd_by_id(FM_PROG_GET_FD_BY_ID, number, 0, "program")
+
+
 def btf_get_fd_by_id(uint32_t number):
     """BPF_BTF_GET_FD_BY_ID."""
     return _fd_by_id(FM_BTF_GET_FD_BY_ID, number, 0, "BTF")
@@ -240,13 +249,14 @@ def map_info(Fd fd):
 
 
 def prog_info(Fd fd):
-    """BPF_OBJ_GET_INFO_BY_FD of a program: type, id and name."""
+    """BPF_OBJ_GET_INFO_BY_FD of a program: type, id, name, tag, and the id of its BTF or 0."""
     cdef fm_prog_info_head info
     memset(&info, 0, sizeof(info))
     _require(fd, "bpf-prog")
     _get_info(fd, &info, sizeof(info))
     name = (<bytes>info.name[:16]).split(b"\0", 1)[0].decode(errors="replace")
-    return {"type": info.type, "id": info.id, "name": name, "tag": (<bytes>info.tag[:8]).hex()}
+    return {"type": info.type, "id": info.id, "name": name, "tag": (<bytes>info.tag[:8]).hex(),
+            "btf_id": info.btf_id}
 
 
 cdef int _require(Fd fd, str kind) except -1:

@@ -40,7 +40,10 @@ cdef extern from "uapi.h" nogil:
         uint32_t btf_fd
         uint32_t btf_key_type_id
         uint32_t btf_value_type_id
+        uint32_t btf_vmlinux_value_type_id
         uint64_t map_extra
+        uint32_t value_type_btf_obj_fd
+        uint32_t map_token_fd
 
     struct fm_map_elem:
         uint32_t map_fd
@@ -125,6 +128,7 @@ cdef extern from "uapi.h" nogil:
         uint32_t id
         uint8_t tag[8]
         char name[16]
+        uint32_t btf_id
 
     struct fm_btf_info:
         uint64_t btf

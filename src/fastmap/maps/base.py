@@ -23,6 +23,7 @@ from fastmap._core.rows import Rows, rows_of
 from fastmap._core.syscall import Fd
 from fastmap.accel import InKernel, Loops, Walks
 from fastmap.enums import ANY, Command, MapFlag, MapType
+from fastmap.maps.rules import GIVEN, Described, Shape, Side
 
 Array: TypeAlias = npt.NDArray[Any]
 Keys: TypeAlias = npt.ArrayLike | Sequence[Any]
@@ -145,21 +146,40 @@ class Map(MapCore):
         As the kernel keeps it: it rounds up for some types.
     flags : MapFlag
     key_dtype, value_dtype : numpy.dtype
-        Of one key and one value (of one CPU).
+        Of one key and one value (of one CPU); None for a map that has no keys, or no values.
     dtype_source : str
         Where the dtypes come from: "given", "btf", or "none" (void bytes).
     """
 
     #: Whether a value is one for every possible CPU.
     per_cpu: ClassVar[bool] = False
+    #: What the kernel fixes about keys and values.
+    keys_are: ClassVar[Side] = GIVEN
+    values_are: ClassVar[Side] = GIVEN
+    #: The number of entries that the kernel demands; None where users choose it.
+    entries_are: ClassVar[int | None] = None
+    #: Flags that maps of this class always have: they need not be said.
+    always: ClassVar[MapFlag] = MapFlag(0)
+    #: Whether the dtypes may be told to the kernel as BTF.
+    described: ClassVar[Described] = "may"
 
-    def __new__(cls, fd: Fd, key: np.dtype[Any], value: np.dtype[Any], **_: Any) -> Self:
+    @classmethod
+    def settle(cls, shape: Shape) -> None:
+        """Check what the kernel would refuse without a reason; complete what the type fixes."""
+
+    @classmethod
+    def untold(cls, kind: MapType, what: str, size: int) -> np.dtype[Any]:
+        """Return the dtype of a key or value (`what`) that neither user nor BTF has told."""
+        return np.dtype(f"V{size}")
+
+    def __new__(cls, fd: Fd, key: np.dtype[Any] | None, value: np.dtype[Any] | None,
+                **_: Any) -> Self:
         row = codec_of(value, "value")
         if cls.per_cpu:
             row = PerCpuCodec(row, len(syscall.possible_cpus()))
         return super().__new__(cls, fd, syscall.map_info(fd)["type"], codec_of(key, "key"), row)
 
-    def __init__(self, fd: Fd, key: np.dtype[Any], value: np.dtype[Any], *,
+    def __init__(self, fd: Fd, key: np.dtype[Any] | None, value: np.dtype[Any] | None, *,
                  dtype_source: str = "given", via: str = "auto") -> None:
         info = syscall.map_info(fd)
         self.type = MapType(info["type"])
@@ -167,8 +187,9 @@ class Map(MapCore):
         self.id: int = info["id"]
         self.max_entries: int = info["max_entries"]
         self.flags = MapFlag(info["map_flags"])
-        self.key_dtype = key
-        self.value_dtype = value
+        # None, for a map without them, is not said in the type: nearly all have both.
+        self.key_dtype: np.dtype[Any] = key  # type: ignore[assignment]
+        self.value_dtype: np.dtype[Any] = value  # type: ignore[assignment]
         self.dtype_source = dtype_source
         self._via = check_way(via)
         self._in_kernel: InKernel | None = None
@@ -264,8 +285,9 @@ class Map(MapCore):
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"id {self.id}"
-        return (f"<fastmap.{type(self).__name__} {self.name!r} {state}: {self.key_dtype} to "
-                f"{self.value_dtype}, {self.max_entries} entries>")
+        sides = " to ".join(str(d) for d in (self.key_dtype, self.value_dtype) if d is not None)
+        return (f"<fastmap.{type(self).__name__} {self.name!r} {state}: "
+                f"{sides + ', ' if sides else ''}{self.max_entries} entries>")
 
     # ---- elements ------------------------------------------------------------------------------
 
@@ -500,14 +522,14 @@ def check_way(via: str) -> str:
     return via
 
 
-def counters(dtype: np.dtype[Any]) -> tuple[tuple[int, int], ...]:
+def counters(dtype: np.dtype[Any] | None) -> tuple[tuple[int, int], ...]:
     """Return offset and bytes of each integer of a value that can be incremented in place.
 
     Empty where the value has anything else than integers of 4 and 8 bytes, each at a multiple of
     its size.
     """
     found: list[tuple[int, int]] = []
-    todo = [(dtype, 0)]
+    todo = [] if dtype is None else [(dtype, 0)]
     while todo:
         each, at = todo.pop()
         base, shape = each.subdtype or (each, ())

@@ -25,10 +25,11 @@ from fastmap._core.rows import Rows, rows_of
 from fastmap._core.syscall import possible_cpus
 from fastmap.accel import Loops
 from fastmap.dtypes import Reduce, Where, plan, slots, unpacked
-from fastmap.enums import ANY, NOEXIST, Command, MapFlag
+from fastmap.enums import ANY, NOEXIST, Command, MapFlag, MapType
 from fastmap.errors import KeyExists, KeyNotFound, NotSupported, PermissionDenied
 from fastmap.maps.base import Array, Batch, Keys, Map, elements, in_threads
 from fastmap.maps.reader import Reader, count, sweep
+from fastmap.maps.rules import INDEX
 
 _MISSING: Any = object()
 
@@ -417,6 +418,7 @@ class ArrayMap(Table):
     """ARRAY: the keys are the numbers from 0 to ``max_entries - 1``, and always there."""
 
     indexed = True
+    keys_are = INDEX
 
     def __len__(self) -> int:
         self.fileno()  # a closed map has no length either
@@ -492,4 +494,20 @@ class _Items(ItemsView[Any, Any]):
             yield from batch.items()
 
 
+class ResizableHashMap(HashMap):
+    """RHASH: a hash that grows and shrinks with its entries (Linux 7.2)."""
+
+    always = MapFlag.NO_PREALLOC
+
+
 MutableMapping.register(HashMap)
+
+CLASSES: dict[MapType, type[Map]] = {
+    MapType.HASH: HashMap,
+    MapType.ARRAY: ArrayMap,
+    MapType.PERCPU_HASH: PerCpuHashMap,
+    MapType.PERCPU_ARRAY: PerCpuArrayMap,
+    MapType.LRU_HASH: HashMap,
+    MapType.LRU_PERCPU_HASH: PerCpuHashMap,
+    MapType.RHASH: ResizableHashMap,
+}
