@@ -164,8 +164,8 @@ class InKernel:
 
     def _allowed(self, core: MapCore, work: str) -> bool:
         """Ask whether the handle may: a program would not. Where not, the system call refuses."""
-        return ((work not in _WRITES or core._may(_WRITE))
-                and (work in _ONLY_WRITES or core._may(_READ)))
+        return ((work not in _WRITES or core._permits(_WRITE))
+                and (work in _ONLY_WRITES or core._permits(_READ)))
 
     def why_not(self, core: MapCore, work: str, flags: int = 0) -> str:
         """Return why this way cannot be had for `work`; an empty text where it can."""
@@ -341,6 +341,22 @@ class Loops:
             raise AssertionError("there is no system call that increments")
 
         return self._way.run(self._core, self._work, True, by_program, by_call)
+
+
+    def push_rows(self, values: Rows, flags: int = 0) -> int:
+        """Push values onto a queue or stack; a full one raises, with ``applied``."""
+        def by_program(runner: Runner) -> int:
+            return runner.apply_rows(self._work, self._core, Command.MAP_UPDATE_ELEM, None, values,
+                                     flags, "raise")
+
+        return self._way.run(self._core, self._work, True, by_program, int)
+
+    def pop_rows(self, rows: _Rows) -> int:
+        """Pop values off a queue or stack into `rows`; return how many there were."""
+        def by_program(runner: Runner) -> int:
+            return runner.pop_rows(self._work, self._core, rows)
+
+        return self._way.run(self._core, self._work, True, by_program, int)
 
 
 class Walks:

@@ -44,8 +44,11 @@ cdef class Runner:
                    int command, Py_ssize_t *done, Py_ssize_t *hits) except -1 nogil
     cdef void _take_rows(self, Py_ssize_t n, Py_ssize_t size, char *to, const char *found,
                          Columns columns) noexcept nogil
-    cdef int _apply(self, int fd, MapCore map, int command, Rows keys, Rows values, int mode,
-                    char *codes, Py_ssize_t code, Py_ssize_t *applied) except -1 nogil
+    cdef int _apply(self, int fd, MapCore map, int command, Rows keys, Rows values,
+                    Py_ssize_t count, int mode, char *codes, Py_ssize_t code,
+                    Py_ssize_t *applied) except -1 nogil
+    cdef int _pop(self, int fd, MapCore map, char *to, Py_ssize_t count, Py_ssize_t size,
+                  Py_ssize_t *popped) except -1 nogil
 
 cdef long run(int fd) noexcept nogil
 cdef tuple mapped(Py_ssize_t size, Py_ssize_t entries, bytes name)

@@ -53,6 +53,8 @@ class Runner:
         found: npt.NDArray[np.bool_], columns: Columns | None, command: int,
     ) -> int: ...
     def apply_rows(
-        self, work: str, map: MapCore, command: int, keys: Rows, values: Rows | None, flags: int,
+        self, work: str, map: MapCore, command: int, keys: Rows | None, values: Rows | None,
+        flags: int,
         mode: str, codes: npt.NDArray[Any] | None = None,
     ) -> int: ...
+    def pop_rows(self, work: str, map: MapCore, rows: npt.NDArray[Any]) -> int: ...

@@ -8,7 +8,7 @@ from fastmap import errors
 from fastmap.enums import MapFlag, MapType, ProgType
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, EINTR
+from libc.errno cimport EAGAIN, EINTR, ENOENT
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -238,28 +238,30 @@ cdef class Runner:
             else:
                 columns.fill(rows + i * stride, to + i * step)
 
-    def apply_rows(self, str work, MapCore map not None, int command, Rows keys not None,
+    def apply_rows(self, str work, MapCore map not None, int command, Rows keys,
                    Rows values, uint64_t flags, str mode, codes=None):
         """Do what `MapCore._apply_rows` does, by the program for `work`.
 
+        `keys` is None for a map that has none, `values` where none are needed.
         `codes`, where given, gets what the program leaves for each element: an errno of 4 bytes,
         or a byte.
         """
         cdef Py_ssize_t applied = 0, code = 0
         cdef char *to = NULL
         cdef int fd, how = MODES[mode]
-        if values is not None and values.count != keys.count:
-            raise ValueError(f"{keys.count} keys, but {values.count} values")
+        cdef Py_ssize_t count = values.count if keys is None else keys.count
+        if values is not None and values.count != count:
+            raise ValueError(f"{count} keys, but {values.count} values")
         if codes is not None:
             code = codes.itemsize
             to = data_of(codes)
-            if codes.nbytes != keys.count * code or code > 4:
-                raise ValueError(f"{codes.nbytes} bytes for {keys.count} errnos")
+            if codes.nbytes != count * code or code > 4:
+                raise ValueError(f"{codes.nbytes} bytes for {count} errnos")
         fd = self.start(work, map)
         self.head().flags = flags
         try:
             with nogil:
-                self._apply(fd, map, command, keys, values, how, to, code, &applied)
+                self._apply(fd, map, command, keys, values, count, how, to, code, &applied)
             # A Ctrl-C that came meanwhile is raised here, where `applied` is at hand.
             PyErr_CheckSignals()
         except BaseException as error:
@@ -269,16 +271,17 @@ cdef class Runner:
             map._fd.release()
         return applied
 
-    cdef int _apply(self, int fd, MapCore map, int command, Rows keys, Rows values, int mode,
-                    char *codes, Py_ssize_t code, Py_ssize_t *applied) except -1 nogil:
+    cdef int _apply(self, int fd, MapCore map, int command, Rows keys, Rows values,
+                    Py_ssize_t count, int mode, char *codes, Py_ssize_t code, Py_ssize_t *applied) except -1 nogil:
         cdef Head *head = self.head()
         cdef char *left = self.memory.data + self.codes_at
         cdef Py_ssize_t n, i = 0
         cdef uint64_t last = 0
         cdef long result
-        while i < keys.count:
-            n = min(self.chunk, keys.count - i)
-            put(keys, i, n, self.memory.data + self.keys_at)
+        while i < count:
+            n = min(self.chunk, count - i)
+            if keys is not None:
+                put(keys, i, n, self.memory.data + self.keys_at)
             if values is not None:
                 put(values, i, n, self.memory.data + self.values_at)
             head.count = <uint32_t>n
@@ -306,6 +309,55 @@ cdef class Runner:
                                              i + head.index)
             applied[0] += n - head.failed
             i += n
+        return 0
+
+    def pop_rows(self, str work, MapCore map not None, rows):
+        """Pop values off a queue or stack into `rows`; return how many there were.
+
+        What leaves it by an exception carries ``applied``: so many rows are filled, and gone.
+        """
+        cdef Py_ssize_t popped = 0, size = map._value.size
+        cdef char *to = data_of(rows)
+        cdef Py_ssize_t count = rows.nbytes // size
+        cdef int fd = self.start(work, map)
+        try:
+            with nogil:
+                self._pop(fd, map, to, count, size, &popped)
+            PyErr_CheckSignals()
+        except BaseException as error:
+            error.applied = popped
+            raise
+        finally:
+            map._fd.release()
+        return popped
+
+    cdef int _pop(self, int fd, MapCore map, char *to, Py_ssize_t count, Py_ssize_t size,
+                  Py_ssize_t *popped) except -1 nogil:
+        cdef Head *head = self.head()
+        cdef Py_ssize_t n
+        cdef uint64_t last = 0
+        cdef long result
+        while popped[0] < count:
+            look_for_signals(&last)
+            n = min(self.chunk, count - popped[0])
+            memset(head, 0, sizeof(Head))
+            head.count = <uint32_t>n
+            result = run(fd)
+            if result == -EAGAIN or result == -EINTR:
+                continue
+            if result < 0:
+                with gil:
+                    raise errors.from_errno(<int>-result, FM_PROG_TEST_RUN, map._kind)
+            if head.error:
+                n = head.index
+            memcpy(to + popped[0] * size, self.memory.data + self.values_at, n * size)
+            popped[0] += n
+            if head.error == ENOENT:
+                break
+            if head.error:
+                with gil:
+                    raise errors.from_errno(<int>head.error, FM_MAP_LOOKUP_AND_DELETE_ELEM,
+                                            map._kind)
         return 0
 
 
