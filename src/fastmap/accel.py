@@ -387,16 +387,23 @@ class Walks:
             ("copy", "bytes", False, 0, 0, size),) if columns is None else columns.given
         self._condition = None if columns is None else columns.condition
         self._out_size = size if columns is None else columns.out_size
-        self._reason = walks.why_not(self._columns, self._condition) or self._too_large(entries)
+        # What goes over buckets itself does it in short runs.
+        self._inside = touching.inside() if (
+            way.kind in _HASHES and running_kernel() >= _MAY_GOTO
+            and entries >= touching.FEWEST_ENTRIES) else None
+        first = self._first_capacity()
+        self._reason = walks.why_not(self._columns, self._condition) or self._too_large(first)
         self._walker: Walker | None = None
         if via == "kernel":
             way.takes(core, self._work, via, entries, reason=self._reason)  # says why not
 
     def _too_large(self, capacity: int) -> str:
         each = max(self._core._key.size, self._out_size)
-        if self._entries > MOST_WALKED or capacity * each > min(MOST_KEPT, walks.MOST_OUTPUT):
+        if self._inside is None and self._entries > MOST_WALKED:
             return (f"a walk is one system call, which nothing interrupts: {self._entries} entries "
                     "are too many")
+        if capacity * each > min(MOST_KEPT, walks.MOST_OUTPUT):
+            return f"{capacity} entries of {each} bytes are too many to be kept in the kernel"
         return ""
 
     def read(self) -> Walker | None:
@@ -406,9 +413,7 @@ class Walks:
             return None
         try:
             if self._walker is None or self._walker.foreign:
-                # Few entries pass a condition: a walk that finds more begins anew with more room.
-                most = self._entries + (0 if self._array else SLACK)
-                self._make(most if self._condition is None else min(most, most // 8 + SLACK))
+                self._make(self._first_capacity())
             while self._walker is not None and not self._walker.fill(core):
                 self._make(4 * self._walker.capacity)
         except BpfError as error:
@@ -419,16 +424,33 @@ class Walks:
                 self._reason = str(error)
         return self._walker
 
+    def _first_capacity(self) -> int:
+        # Few entries pass a condition: a walk that finds more begins anew with more room.
+        most = self._entries + (0 if self._array else SLACK)
+        return most if self._condition is None else min(most, most // 8 + SLACK)
+
     def _make(self, capacity: int) -> None:
         self._walker = None
         if reason := self._too_large(capacity):
             raise NotSupported(errno.EOPNOTSUPP, reason)
         core = self._core
         walker = Walker(core._key.size, self._out_size, capacity, self._array)
-        code = walks.walk(core._fd, walker.head_map, walker.keys_map, walker.values_map,
-                          key_size=core._key.size, out_size=self._out_size, capacity=capacity,
-                          columns=self._columns, condition=self._condition)
-        walker.use(load(core, code, "fastmap_walk"))
+        output = walks.Output(walker.head_map, walker.keys_map, walker.values_map, core._key.size,
+                              self._out_size, capacity, self._columns, self._condition)
+        if self._inside is not None:
+            # Not mapped, and of this walker alone: kernel pointers stand in it.
+            scratch = syscall.map_create(MapType.ARRAY, 4, touching.SCRATCH, 1, 0,
+                                         b"fastmap_scratch")
+            toucher = touching.Toucher(core._fd, scratch, self._inside, core._key.size,
+                                       core._value.size)
+            try:
+                walker.use(load(core, walks.walk_buckets(toucher, output), "fastmap_walk"))
+            except BpfError:  # it takes CAP_PERFMON, and a kernel that is built as thought
+                self._inside = None
+        if self._inside is None:
+            if reason := self._too_large(capacity):
+                raise NotSupported(errno.EOPNOTSUPP, reason)
+            walker.use(load(core, walks.walk(core._fd, output), "fastmap_walk"))
         self._walker = walker
 
 

@@ -44,6 +44,8 @@ FAILED, ERRNO, INDEX = 12, 16, 20
 FLAGS = 24
 # u32: the one that is touched ahead, and the end of the block that is.
 AHEAD, END = 32, 36
+# u32 of a walk: how many entries were copied, and how many buckets there are.
+COPIED, BUCKETS = 40, 44
 
 #: What a run does about an element that fails; the numbers stand in `_core/run.pyx` as well.
 STOP, RETURN, IGNORE = range(3)
@@ -152,21 +154,22 @@ class Loop:
             a.lsh(scratch, size.bit_length() - 1)
         a.add(register, scratch)
 
+    #: The register of the element that a round is about.
+    index = R6
+
     def build(self, body: Callable[[], None]) -> Code:
         """Assemble: `body` works on element R6; it goes to "next" or "stop"."""
         a = self.a
         if self.may_goto:
-            if self.toucher is not None:
-                self._touch(self.toucher)
-            self._round("loop", AT, COUNT if self.toucher is None else END,
-                        "stop" if self.toucher is None else "block")
+            toucher = self.toucher
+            if toucher is None:
+                self._round("loop", AT, COUNT, "stop")
+            else:
+                toucher.start(a)
+                self.blocks(toucher, lambda: toucher.bucket(a, lambda register, scratch: (
+                    self.element(register, self.keys_at, toucher.key_size, scratch))))
             body()
-            a.label("next")
-            a.ja("loop")
-            a.label("stop")
-            a.mov(R0, 0)
-            a.exit()
-            return a.assemble()
+            return self.end()
         self.head(R1)
         a.ldx(4, R1, R1, COUNT)
         a.ld_func(R2, "each")
@@ -205,10 +208,22 @@ class Loop:
         a.add(R2, 1)
         a.stx(4, R1, index, R2)
 
-    def _touch(self, toucher: Toucher) -> None:
-        """Let each block of elements begin with two rounds that touch what it needs."""
+    def end(self) -> Code:
+        """End the loop of `blocks` or of a round, and the program."""
         a = self.a
-        toucher.start(a)
+        a.label("next")
+        a.ja("loop")
+        a.label("stop")
+        a.mov(R0, 0)
+        a.exit()
+        return a.assemble()
+
+    def blocks(self, toucher: Toucher, bucket: Callable[[], None]) -> None:
+        """Begin a loop of which each block begins with two rounds that touch what it needs.
+
+        `bucket` loads the head of the bucket that element R6 is in.
+        """
+        a = self.a
         a.label("block")
         self.head(R1)
         a.ldx(4, R6, R1, AT)
@@ -223,8 +238,7 @@ class Loop:
         a.label("whole")
         a.stx(4, R1, END, R3)
         self._round("hash", AHEAD, END, "hashed")
-        toucher.bucket(a, lambda register, scratch: self.element(
-            register, self.keys_at, toucher.key_size, scratch))
+        bucket()
         a.ja("hash")
         a.label("hashed")
         self.head(R1)
@@ -233,6 +247,7 @@ class Loop:
         self._round("touch", AHEAD, END, "loop")
         toucher.element(a)
         a.ja("touch")
+        self._round("loop", AT, END, "block")
 
     def count_failure(self) -> None:
         """Count an element that failed; R1 and R2 are lost."""

@@ -32,6 +32,8 @@ LONGEST_KEY = 64
 FEWEST_ENTRIES = 2048
 
 _BUCKETS, _MASK, _SEED = 0, 8, 16
+#: Where in the scratch map a walk keeps the element that is next.
+NEXT = 24
 _CACHE_LINE = 64
 # Lines of a value that are touched.
 _MOST_LINES = 5
@@ -113,12 +115,27 @@ class Toucher:
         a.stx(8, R5, _MASK, R3)
         a.stx(8, R5, _SEED, R4)
 
-    def _slot(self, a: Assembler, register: Reg, index: Reg, scratch: Reg) -> None:
+    def slot(self, a: Assembler, register: Reg, index: Reg, scratch: Reg) -> None:
         a.mov(scratch, index)
         a.and_(scratch, BLOCK - 1)
         a.lsh(scratch, 3)
         a.ld_map_value(register, self.scratch, 64)
         a.add(register, scratch)
+
+    def count(self, a: Assembler, register: Reg) -> None:
+        """Let `register` be the number of buckets."""
+        a.ld_map_value(register, self.scratch)
+        a.ldx(8, register, register, _MASK)
+        a.add(register, 1)
+
+    def head(self, a: Assembler) -> None:
+        """Load the head of bucket R6."""
+        a.ld_map_value(R2, self.scratch)
+        a.ldx(8, R1, R2, _BUCKETS)
+        a.mov(R3, R6)
+        a.mul(R3, self.what.bucket_size)
+        a.add(R1, R3)
+        self._load(a)
 
     def bucket(self, a: Assembler, key: Callable[[Reg, Reg], None]) -> None:
         """Hash key R6, to which ``key(register, scratch)`` points, and load its bucket's head."""
@@ -130,15 +147,19 @@ class Toucher:
         a.mul(R5, self.what.bucket_size)
         a.ldx(8, R1, R7, _BUCKETS)
         a.add(R1, R5)
+        self._load(a)
+
+    def _load(self, a: Assembler) -> None:
+        """Load the head of the bucket at R1 into the slot of R6."""
         a.mov(R2, self.what.bucket)
         a.call_kfunc(self.what.cast)
         a.ldx(8, R1, R0, 0)
-        self._slot(a, R2, R6, R3)
+        self.slot(a, R2, R6, R3)
         a.stx(8, R2, 0, R1)
 
     def element(self, a: Assembler) -> None:
         """Load from the first element of key R6's bucket; an odd pointer is the list's end."""
-        self._slot(a, R2, R6, R3)
+        self.slot(a, R2, R6, R3)
         a.ldx(8, R1, R2, 0)
         a.jset(R1, 1, "touch")
         a.mov(R2, self.what.elem)

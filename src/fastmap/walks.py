@@ -1,7 +1,9 @@
 """The programs that walk a whole map, copy what is asked for, and leave out what does not pass.
 
 bpf_for_each_map_elem calls a function for each entry. It walks a hash without its locks: an entry
-of a map that changes meanwhile may come twice, or not at all; and it cannot be resumed.
+of a map that changes meanwhile may come twice, or not at all; and it cannot be resumed. Where the
+kernel tells how it keeps a hash (6.9), a program goes over the buckets itself, with no more locks
+and no less: so many at a time that a run stays short, and touching a block's elements ahead.
 """
 
 from __future__ import annotations
@@ -11,8 +13,24 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from fastmap.asm import R0, R1, R2, R3, R4, R5, Assembler, Code, HasFileno, Helper, Reg
-from fastmap.programs import COUNT, ERRNO, copy, pieces
+from dataclasses import dataclass
+
+from fastmap.asm import (
+    R0,
+    R1,
+    R2,
+    R3,
+    R4,
+    R5,
+    R7,
+    Assembler,
+    Code,
+    HasFileno,
+    Helper,
+    Reg,
+)
+from fastmap.programs import AT, BUCKETS, COPIED, COUNT, ERRNO, Loop, copy, pieces
+from fastmap.touching import NEXT, Toucher
 
 #: op, kind, swapped, src, dst, count: as `fastmap._core.columns` takes them.
 Column: TypeAlias = tuple[str, str, bool, int, int, int]
@@ -49,17 +67,60 @@ def _f4(number: float) -> float:
         return float("nan")
 
 
-def walk(map: int | HasFileno, head: int | HasFileno, keys: int | HasFileno,
-         values: int | HasFileno, *, key_size: int, out_size: int, capacity: int,
-         columns: Sequence[Column], condition: Condition | None) -> Code:
-    """Make a program that copies keys and columns of the entries that pass.
+@dataclass(frozen=True)
+class Output:
+    """What of an entry goes where.
 
-    `head` (laid out as a buffer's), `keys` and `values` are arrays of one element. Entries beyond
-    `capacity` end the walk with an errno in the head.
+    Attributes
+    ----------
+    head, keys, values : int or object with fileno
+        Arrays of one element; the head is laid out as a buffer's.
+    key_size, out_size : int
+        Bytes of a key, and of a row of the values.
+    capacity : int
+        How many entries there is room for; one more ends the walk with an errno in the head.
     """
-    decided = None if condition is None else _decided(condition)
-    if decided:
-        condition = None
+
+    head: int | HasFileno
+    keys: int | HasFileno
+    values: int | HasFileno
+    key_size: int
+    out_size: int
+    capacity: int
+    columns: tuple[Column, ...]
+    condition: Condition | None
+
+    def write(self, a: Assembler, key: Reg, key_at: int, value: Reg, value_at: int) -> None:
+        """Copy the entry, if it passes; else go to "dropped". R0, R1, R4 and R5 are lost."""
+        decided = None if self.condition is None else _decided(self.condition)
+        if decided is False:  # a jump that the verifier takes for one that may not be
+            a.mov(R0, 0)
+            a.jeq(R0, 0, "dropped")
+        elif self.condition is not None and decided is None:
+            on_key = self.condition[2]
+            _test(a, self.condition, key if on_key else value, key_at if on_key else value_at)
+            a.label("passed")
+        a.ld_map_value(R4, self.head)
+        a.ldx(4, R5, R4, COPIED)
+        a.jge(R5, self.capacity, "full")
+        a.mov(R1, R5)
+        a.add(R1, 1)
+        a.stx(4, R4, COPIED, R1)
+        a.ld_map_value(R4, self.keys)
+        a.mov(R1, R5)
+        a.mul(R1, self.key_size)
+        a.add(R4, R1)
+        copy(a, R4, key, self.key_size, R0, frm=key_at)
+        if self.out_size:
+            a.ld_map_value(R4, self.values)
+            a.mul(R5, self.out_size)
+            a.add(R4, R5)
+            for _, _, _, src, dst, count in self.columns:
+                copy(a, R4, value, count, R0, to=dst, frm=value_at + src)
+
+
+def walk(map: int | HasFileno, output: Output) -> Code:
+    """Make a program that writes the entries of a map, in one go."""
     a = Assembler()
     a.ld_map(R1, map)
     a.ld_func(R2, "each")
@@ -69,42 +130,51 @@ def walk(map: int | HasFileno, head: int | HasFileno, keys: int | HasFileno,
     a.mov(R0, 0)
     a.exit()
     a.function("each")
-    # R2: key; R3: value.
-    if condition is not None:
-        if decided is None:
-            _test(a, condition)
-        else:  # a jump that the verifier takes for one that may not be
-            a.mov(R0, 0)
-            a.jeq(R0, 0, "dropped")
-        a.label("passed")
-    a.ld_map_value(R4, head)
-    a.ldx(4, R5, R4, COUNT)
-    a.jge(R5, capacity, "full")
-    a.mov(R1, R5)
-    a.add(R1, 1)
-    a.stx(4, R4, COUNT, R1)
-    a.ld_map_value(R4, keys)
-    a.mov(R1, R5)
-    a.mul(R1, key_size)
-    a.add(R4, R1)
-    copy(a, R4, R2, key_size, R0)
-    if out_size:
-        a.ld_map_value(R4, values)
-        a.mul(R5, out_size)
-        a.add(R4, R5)
-        for _, _, _, src, dst, count in columns:
-            copy(a, R4, R3, count, R0, to=dst, frm=src)
+    output.write(a, R2, 0, R3, 0)
+    a.label("dropped")
     a.mov(R0, 0)
     a.exit()
-    if condition is not None:
-        a.label("dropped")
-        a.mov(R0, 0)
-        a.exit()
     a.label("full")
     a.st(4, R4, ERRNO, _EFBIG)
     a.mov(R0, 1)
     a.exit()
     return a.assemble()
+
+
+def walk_buckets(toucher: Toucher, output: Output) -> Code:
+    """Make a program that writes the entries of a hash's buckets, from AT to below COUNT."""
+    loop = Loop(output.head, (1 << 31) - 1, may_goto=True)
+    a = loop.a
+    toucher.start(a)
+    loop.head(R4)
+    toucher.count(a, R2)
+    a.stx(4, R4, BUCKETS, R2)
+    a.ldx(4, R3, R4, COUNT)
+    a.jle(R3, R2, "block")
+    a.stx(4, R4, COUNT, R2)
+    loop.blocks(toucher, lambda: toucher.head(a))
+    # R6 is a bucket: the elements of its list, of which an odd pointer is the end.
+    toucher.slot(a, R2, loop.index, R3)
+    a.ldx(8, R1, R2, 0)
+    a.label("chain")
+    a.jset(R1, 1, "next")
+    a.may_goto("stop")
+    a.mov(R2, toucher.what.elem)
+    a.call_kfunc(toucher.what.cast)
+    a.mov(R7, R0)
+    a.ldx(8, R1, R7, 0)
+    a.ld_map_value(R2, toucher.scratch)
+    a.stx(8, R2, NEXT, R1)
+    key_at = toucher.what.key_at
+    output.write(a, R7, key_at, R7, key_at + -(-output.key_size // 8) * 8)
+    a.label("dropped")
+    a.ld_map_value(R2, toucher.scratch)
+    a.ldx(8, R1, R2, NEXT)
+    a.ja("chain")
+    a.label("full")
+    a.st(4, R4, ERRNO, _EFBIG)
+    a.ja("stop")
+    return loop.end()
 
 
 def _decided(condition: Condition) -> bool | None:
@@ -117,10 +187,10 @@ def _decided(condition: Condition) -> bool | None:
     return None
 
 
-def _test(a: Assembler, condition: Condition) -> None:
-    """Go to "dropped" where the entry does not pass, and on where it does."""
-    (_, kind, swapped, src, _, count), compare, on_key, bound = condition
-    at = R2 if on_key else R3
+def _test(a: Assembler, condition: Condition, at: Reg, base: int) -> None:
+    """Go to "dropped" where the entry does not pass, and on or to "passed" where it does."""
+    (_, kind, swapped, src, _, count), compare, _, bound = condition
+    src += base
     if kind == "bytes":
         _test_bytes(a, at, src, compare, bound[:count])
         return

@@ -17,6 +17,10 @@ cdef struct Head:  # `fastmap.programs`, at the start of the buffer
     uint32_t error
     uint32_t index
     uint64_t flags
+    uint32_t ahead
+    uint32_t end
+    uint32_t copied
+    uint32_t buckets
 
 
 cdef class Runner:

@@ -7,7 +7,7 @@ from fastmap import errors
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EINTR
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmap._core.map cimport MapCore
@@ -15,6 +15,10 @@ from fastmap._core.memory cimport Mapping
 from fastmap._core.run cimport Head, mapped, run
 from fastmap._core.syscall cimport Fd, forks, look_for_signals
 from fastmap._core.uapi cimport *
+
+
+cdef enum:
+    RUN = 65536
 
 
 cdef class Walker:
@@ -60,7 +64,8 @@ cdef class Walker:
         """
         cdef Head *head = <Head *>self.head.data
         cdef uint64_t last = 0
-        cdef long result = -EAGAIN
+        cdef long result
+        cdef uint32_t at = 0
         cdef int fd = self.program.number
         if self.busy:
             raise RuntimeError("the reader is in use by another thread")
@@ -71,12 +76,20 @@ cdef class Walker:
         try:
             memset(head, 0, sizeof(Head))
             with nogil:
-                while result == -EAGAIN or result == -EINTR:
+                while True:
+                    # Where the program goes over buckets itself, a run is about so many.
+                    head.count = at + RUN
+                    head.at = at
                     result = run(fd)
                     look_for_signals(&last)
+                    if result == -EAGAIN or result == -EINTR:
+                        continue
+                    at += RUN
+                    if result < 0 or head.error or at >= head.buckets:
+                        break
             if result < 0:
                 raise errors.from_errno(<int>-result, FM_PROG_TEST_RUN, map._kind)
-            self.filled = head.count
+            self.filled = head.copied
             PyErr_CheckSignals()
         finally:
             self.ended_ns = fm_monotonic_ns()
