@@ -11,9 +11,8 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Sequence
-from typing import Any, TypeAlias
-
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from fastmap.asm import (
     R0,
@@ -29,7 +28,7 @@ from fastmap.asm import (
     Helper,
     Reg,
 )
-from fastmap.programs import AT, BUCKETS, COPIED, COUNT, ERRNO, Loop, copy, pieces
+from fastmap.programs import BUCKETS, COPIED, COUNT, ERRNO, Loop, copy, pieces
 from fastmap.touching import NEXT, Toucher
 
 #: op, kind, swapped, src, dst, count: as `fastmap._core.columns` takes them.
@@ -240,7 +239,8 @@ def _ordered(a: Assembler, size: int, compare: str, bound: float) -> int:
 def _unless(a: Assembler, compare: str, *, signed: bool) -> None:
     """Go to "dropped" unless R0 compares so with R1."""
     opposite = {
-        "==": a.jne, "!=": a.jeq, "<": a.jsge if signed else a.jge, "<=": a.jsgt if signed else a.jgt,
+        "==": a.jne, "!=": a.jeq,
+        "<": a.jsge if signed else a.jge, "<=": a.jsgt if signed else a.jgt,
         ">": a.jsle if signed else a.jle, ">=": a.jslt if signed else a.jlt,
     }  # fmt: skip
     opposite[compare](R0, R1, "dropped")
