@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -296,3 +297,15 @@ def test_names_of_special_structs_with_other_members() -> None:
     assert types.special(2) == {"": "bpf_spin_lock"}
     assert types.dtype(2).itemsize == 4
     assert not Btf(blob(INT32, (1, info(4, 1), 8, 1, 1, 0), strings=strings)).special(2)
+
+
+def test_names_alike_do_not_hang() -> None:
+    b = Builder()
+    number = b.add_int("int", 4)
+    for index in range(6000):
+        b.add_ref(Kind.TYPEDEF, number, "x" * 50 + f"{index:06}")
+    types = Btf(b.build())
+    started = time.process_time()
+    with pytest.raises(KeyError, match="near: xxx"):
+        types.named("x" * 60)
+    assert time.process_time() - started < 30
