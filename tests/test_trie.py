@@ -63,7 +63,8 @@ def test_round(make: Make) -> None:
         del m["10.1.2.0/24"]  # covered, but not there itself
     networks = [ip_network(n) for n in ("10.1.2.3/32", "10.1.0.0/16", "10.0.0.0/8")]
     assert list(m) == list(m.keys()) == networks and len(m) == 3 and m
-    assert dict(m.items()) == dict(m.snapshot().items()) == dict(zip(networks, (3, 2, 1)))
+    expected = dict(zip(networks, (3, 2, 1), strict=True))
+    assert dict(m.items()) == dict(m.snapshot().items()) == expected
     assert m.snapshot().keys.dtype == V4 and m.snapshot().complete
 
 
@@ -232,7 +233,7 @@ def test_flags(make: Make) -> None:
     assert m.update_many(["10.0.0.0/8", "10.0.0.0/9"], [3, 4], flags=NOEXIST,
                          errors="return").tolist() == [errno.EEXIST, 0]
     assert m.setdefault("10.0.0.0/9", 7) == 4 and m.setdefault("10.0.0.0/10", 7) == 7
-    assert dict(zip(map(str, m), m.values())) == {
+    assert {str(k): v for k, v in m.items()} == {
         "10.0.0.0/10": 7, "10.0.0.0/9": 4, "10.0.0.0/8": 1}
 
 
@@ -308,6 +309,11 @@ def test_against_brute_force(put: list[tuple[int, int]], gone: list[tuple[int, i
 # ---- whole reads -------------------------------------------------------------------------------
 
 
+def by_key(batch: Any) -> dict[bytes, int]:
+    assert len(batch.keys) == len(batch.values)
+    return dict(zip(map(bytes, batch.keys), batch.values["b"].tolist(), strict=True))
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize("chunk", [1, 3, 7, None])
 def test_reads(make: Make, chunk: int | None) -> None:
@@ -319,12 +325,12 @@ def test_reads(make: Make, chunk: int | None) -> None:
     reader = m.reader(chunk=chunk)
     for batch in (reader.read(), reader.read(), m.snapshot()):
         assert batch.complete
-        assert dict(zip(map(bytes, batch.keys), batch.values["b"].tolist())) == expected
+        assert by_key(batch) == expected
     some = m.reader(chunk=chunk, where=("value.a", ">=", 290), fields=["value.b"]).read()
     assert sorted(some.values["b"].tolist()) == list(range(870, 900, 3)) and some.complete
     drained = m.reader(chunk=chunk, fields=["value.b"]).drain()
     assert drained.complete and not m
-    assert dict(zip(map(bytes, drained.keys), drained.values["b"].tolist())) == expected
+    assert by_key(drained) == expected
     m.update_many(keys, values)
     assert sum(len(b) for b in m.reader(chunk=chunk).drain_chunks()) == 300 and not m
     m.update_many(keys, values)
