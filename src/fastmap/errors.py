@@ -113,6 +113,8 @@ _Row = tuple[int, frozenset[Command], frozenset[MapType], type[BpfError], str]
 _TABLE: tuple[_Row, ...] = (
     (_errno.ENOENT, _UPDATES, _ALL_TYPES, KeyNotFound, "no such key, and the update said EXIST"),
     (_errno.ENOENT, _ELEMENTS, _ARRAYS, KeyNotFound, "the index is past the end of the array"),
+    (_errno.ENOENT, _LOOKUPS, frozenset({MapType.QUEUE, MapType.STACK}), KeyNotFound,
+     "it is empty"),
     (_errno.ENOENT, _ELEMENTS, _ALL_TYPES, KeyNotFound, "no such key"),
     (_errno.ENOENT, _BY_ID, _ALL_TYPES, ObjectNotFound, "no object has that id"),
     (_errno.ENOENT, frozenset({Command.OBJ_GET}), _ALL_TYPES, ObjectNotFound,

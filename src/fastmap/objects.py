@@ -194,7 +194,7 @@ def _made(shape: Shape, described: Described, options: dict[str, Any],
           bpftool: bool) -> Fd:
     """Create the map; described by BTF if that may be."""
     sizes = (shape.kind, shape.key_size, shape.value_size, shape.max_entries, int(shape.flags))
-    if described == "never" or shape.key is None or shape.value is None:
+    if described == "never" or shape.value is None:
         return syscall.map_create(*sizes, **options)
     try:
         blob, key_id, value_id = btf_module.encode(shape.key, shape.value, bpftool_safe=bpftool)

@@ -128,7 +128,8 @@ cdef class MapCore:
         cdef Block values = Block(self._value.size)
         cdef long result
         self._key.encode(key, keys.data)
-        result = fm_elem(FM_MAP_LOOKUP_ELEM, self._fd.get(), keys.data, values.data, 0)
+        result = fm_elem(FM_MAP_LOOKUP_ELEM, self._fd.get(), keys.data if self._key.size else NULL,
+                         values.data, 0)
         if result < 0 and result != -ENOENT:
             raise self._failed(result, FM_MAP_LOOKUP_ELEM, key)
         return result == 0

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmap._core import syscall
+from fastmap._core.batch import BatchReader
 from fastmap._core.codec import PerCpuCodec, codec_of
 from fastmap._core.map import MapCore
 from fastmap._core.rows import Rows, rows_of
@@ -90,12 +91,13 @@ class Batch:
         When the read began and ended, in nanoseconds of the monotonic clock.
     """
 
-    __slots__ = ("complete", "ended_ns", "keys", "started_ns", "values")
+    __slots__ = ("_key_objects", "complete", "ended_ns", "keys", "started_ns", "values")
 
     def __init__(self, keys: Array, values: Array, *, complete: bool, started_ns: int,
-                 ended_ns: int) -> None:
+                 ended_ns: int, key_objects: Callable[[Array], list[Any]] | None = None) -> None:
         self.keys = keys
         self.values = values
+        self._key_objects = key_objects or elements
         self.complete = complete
         self.started_ns = started_ns
         self.ended_ns = ended_ns
@@ -110,11 +112,12 @@ class Batch:
     def copy(self) -> Batch:
         """Return a batch that owns copies: it stays as it is when a reader reads on."""
         return Batch(self.keys.copy(), self.values.copy(), complete=self.complete,
-                     started_ns=self.started_ns, ended_ns=self.ended_ns)
+                     started_ns=self.started_ns, ended_ns=self.ended_ns,
+                     key_objects=self._key_objects)
 
     def items(self) -> Iterator[tuple[Any, Any]]:
         """Iterate over ``(key, value)`` as Python objects."""
-        return zip(elements(self.keys), elements(self.values), strict=True)
+        return zip(self._key_objects(self.keys), elements(self.values), strict=True)
 
     def __repr__(self) -> str:
         return (f"<fastmap.Batch of {len(self)}: {self.keys.dtype} to {self.values.dtype}"
@@ -161,6 +164,10 @@ class Map(MapCore):
     always: ClassVar[MapFlag] = MapFlag(0)
     #: Whether the dtypes may be told to the kernel as BTF.
     described: ClassVar[Described] = "may"
+    #: How whole reads walk the map.
+    _reads_by: ClassVar[type[BatchReader]] = BatchReader
+    #: What makes Python objects of an array of keys; None: `elements`.
+    _key_objects: Callable[[Array], list[Any]] | None = None
 
     @classmethod
     def settle(cls, shape: Shape) -> None:

@@ -218,7 +218,7 @@ class Table(Map):
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.reader():
-            yield from elements(batch.keys)
+            yield from (self._key_objects or elements)(batch.keys)
 
 
 def check_out(out: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
