@@ -21,11 +21,12 @@ SOURCES = sorted(path for ending in ("py", "pyx", "pxd") for path in PACKAGE.rgl
 FLOORS = (
     ("enums errors",),
     ("_core.uapi _core.syscall _core.memory _core.convert _core.codec _core.rows _core.columns"
-     " _core.map _core.batch _core.program _core.ring _core.join dtypes btf_build btf asm",),
-    ("features", "accel", "arrow"),
+     " _core.map _core.batch _core.program _core.mount _core.ring _core.join dtypes btf_build btf"
+     " asm",),
+    ("features", "accel", "arrow", "mounts inventory"),
     ("maps.rules maps.base maps.reader maps.tables maps.trie maps.queues maps.nested"
      " maps.references maps.storage maps.code maps.streams maps.arena maps.families",),
-    ("objects",),
+    ("token compatible objects",),
     ("collect",),
     ("prometheus", "fleet", "syscalls demo"),
     ("cli __main__",),

@@ -14,8 +14,9 @@ from fastmap.errors import (
     PermissionDenied,
 )
 from fastmap.features import Feature, Features, features
+from fastmap.inventory import MapInfo, ProgramInfo, programs
 from fastmap.maps.arena import Arena
-from fastmap.maps.base import Batch, Map, MapInfo
+from fastmap.maps.base import Batch, Map
 from fastmap.maps.code import InsnArray, StackTrace, StructOps
 from fastmap.maps.nested import ArrayOfMaps, HashOfMaps
 from fastmap.maps.queues import BloomFilter, Queue, Stack
@@ -49,7 +50,9 @@ from fastmap.maps.tables import (
     ResizableHashMap,
 )
 from fastmap.maps.trie import LpmTrie
-from fastmap.objects import create, maps, open
+from fastmap.mounts import Bpffs, Pin, bpffs, pins
+from fastmap.objects import create, maps, open  # after the package fastmap.maps, which it hides
+from fastmap.token import Token
 
 __version__ = "0.1.0"
 
@@ -64,6 +67,7 @@ __all__ = [
     "BatchError",
     "BloomFilter",
     "BpfError",
+    "Bpffs",
     "CgroupArray",
     "CgroupStorage",
     "CgrpStorage",
@@ -93,9 +97,11 @@ __all__ = [
     "PerCpuHashMap",
     "PerfEventArray",
     "PermissionDenied",
+    "Pin",
     "ProgArray",
     "ProgType",
     "Program",
+    "ProgramInfo",
     "Queue",
     "Reader",
     "ResizableHashMap",
@@ -108,12 +114,16 @@ __all__ = [
     "StackTrace",
     "StructOps",
     "TaskStorage",
+    "Token",
     "UpdateFlag",
     "UserRingBuffer",
     "XskMap",
+    "bpffs",
     "create",
     "features",
     "maps",
     "open",
+    "pins",
     "possible_cpus",
+    "programs",
 ]
