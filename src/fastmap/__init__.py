@@ -15,8 +15,9 @@ from fastmap.errors import (
     PermissionDenied,
 )
 from fastmap.features import Feature, Features, features
+from fastmap.inventory import MapInfo, ProgramInfo, programs
 from fastmap.maps.arena import Arena
-from fastmap.maps.base import Batch, Map, MapInfo
+from fastmap.maps.base import Batch, Map
 from fastmap.maps.code import InsnArray, StackTrace, StructOps
 from fastmap.maps.nested import ArrayOfMaps, HashOfMaps
 from fastmap.maps.queues import BloomFilter, Queue, Stack
@@ -51,7 +52,9 @@ from fastmap.maps.tables import (
     ResizableHashMap,
 )
 from fastmap.maps.trie import LpmTrie
+from fastmap.mounts import Bpffs, Pin, bpffs, pins
 from fastmap.objects import create, maps, open
+from fastmap.token import Token
 from fastmap.types import btf_dtype, btf_layout, read_btf
 
 __version__ = "0.1.0"
@@ -67,6 +70,7 @@ __all__ = [
     "BatchError",
     "BloomFilter",
     "BpfError",
+    "Bpffs",
     "CgroupArray",
     "CgroupStorage",
     "CgrpStorage",
@@ -96,9 +100,11 @@ __all__ = [
     "PerCpuHashMap",
     "PerfEventArray",
     "PermissionDenied",
+    "Pin",
     "ProgArray",
     "ProgType",
     "Program",
+    "ProgramInfo",
     "Queue",
     "Reader",
     "ResizableHashMap",
@@ -112,11 +118,13 @@ __all__ = [
     "StreamBatch",
     "StructOps",
     "TaskStorage",
+    "Token",
     "UpdateFlag",
     "UserRingBuffer",
     "XskMap",
     "btf_dtype",
     "btf_layout",
+    "bpffs",
     "create",
     "features",
     "maps",
@@ -125,4 +133,7 @@ __all__ = [
     "possible_cpus",
     "read_btf",
     "spin_lock",
+    "pins",
+    "possible_cpus",
+    "programs",
 ]

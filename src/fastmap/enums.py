@@ -107,6 +107,8 @@ class Command(_Since):
     MAP_DELETE_BATCH = 27, (5, 6)
     LINK_CREATE = 28, (5, 7)
     ITER_CREATE = 33, (5, 8)
+    PROG_BIND_MAP = 35, (5, 10)
+    TOKEN_CREATE = 36, (6, 9)
 
 
 class ProgType(_Since):

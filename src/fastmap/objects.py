@@ -7,7 +7,8 @@ import operator
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from fastmap import btf as btf_module
 from fastmap._core import syscall
 from fastmap._core.syscall import Fd
 from fastmap.btf_special import check_special, special_fields
+from fastmap.compatible import differences
 from fastmap.enums import (
     NAME_BYTES,
     MapFlag,
@@ -26,11 +28,13 @@ from fastmap.enums import (
     version_text,
 )
 from fastmap.errors import BpfError, KeyExists, NotSupported, ObjectNotFound, PermissionDenied
-from fastmap.maps.base import Map, MapInfo, check_way
+from fastmap.inventory import maps as maps
+from fastmap.maps.base import Map, check_way
 from fastmap.maps.families import class_of
 from fastmap.maps.records import Kinds, Record
 from fastmap.maps.rules import Described, Shape
 from fastmap.maps.streams import RingBuffer
+from fastmap.token import Token
 from fastmap.types import btf_blob
 
 
@@ -40,7 +44,7 @@ def create(
     max_entries: int | None = None, flags: int = 0,
     name: str = "", map_extra: int = 0, numa_node: int | None = None,
     pin: str | os.PathLike[str] | None = None, exist_ok: bool = False,
-    btf: bool | str = True, via: str = "auto",
+    btf: bool | str = True, token: Token | None = None, via: str = "auto",
 ) -> Any:
     """Create a map.
 
@@ -69,12 +73,16 @@ def create(
     pin : path, optional
         Pin it there, on a bpffs.
     exist_ok : bool
-        With `pin`: where a map is pinned already, return that, if it is of the same type, sizes
-        and flags.
+        With `pin`: where a map is pinned already, return that, if it is of the same type, sizes,
+        flags and map_extra, and (where its BTF may be read, which takes CAP_SYS_ADMIN) the same
+        dtypes. What the kernel itself adds or rounds is no difference, nor are void bytes. Of
+        processes that do so at once, all get the same map.
     btf : bool or "bpftool"
         Whether to describe the dtypes to the kernel, for `bpftool map dump` and for `open`.
         bpftool stops at floats: "bpftool" calls them unsigned integers, with a tag by which `open`
         knows them again.
+    token : Token, optional
+        What allows this process, inside a user namespace, to create maps (Linux 6.9).
     via : {"auto", "syscall", "kernel"}
         The way of calls over many elements, where they do not say it.
 
@@ -86,7 +94,8 @@ def create(
     Raises
     ------
     TypeError, ValueError, OverflowError
-        An argument does not fit; the kernel was not asked.
+        An argument does not fit; the kernel was not asked. Or, with `exist_ok`, another map is
+        pinned there: the message tells each difference.
     PermissionDenied
         CAP_BPF is missing.
     KeyExists
@@ -113,6 +122,10 @@ def create(
         shape.flags |= MapFlag.NUMA_NODE
     if exist_ok and pin is None:
         raise ValueError("exist_ok=True goes with pin=")
+    if token is not None:
+        shape.flags |= MapFlag.TOKEN_FD
+    elif MapFlag.TOKEN_FD in shape.flags and running_kernel() >= MapFlag.TOKEN_FD.since:
+        raise ValueError("TOKEN_FD goes with token=, and need not be said")
     cls.settle(shape)
     check_special(shape.key, shape.value)
     described = cls.described
@@ -126,7 +139,8 @@ def create(
     extra = _recorded(cls, record, tag)
 
     def made() -> Fd:
-        options = {"name": encoded, "numa_node": numa_node or 0, "map_extra": shape.map_extra}
+        options = {"name": encoded, "numa_node": numa_node or 0, "map_extra": shape.map_extra,
+                   "map_token_fd": 0 if token is None else token.fileno()}
         try:
             return _made(shape, described, options, btf == "bpftool")
         except BpfError as error:
@@ -182,6 +196,9 @@ def _name(name: str) -> bytes:
 
 def _explained(error: BpfError, shape: Shape) -> BpfError:
     """Return what a failed creation is about: EINVAL can be a kernel too old for what was asked."""
+    if isinstance(error, PermissionDenied) and MapFlag.TOKEN_FD in shape.flags:
+        return PermissionDenied(error.errno, f"the token does not allow {shape.kind.name} maps: "
+                                             "delegate_cmds and delegate_maps of its bpffs do")
     late = [each for each in (shape.kind, *shape.flags) if each.since > running_kernel()]
     if error.errno != errno.EINVAL or not late:
         return error
@@ -198,7 +215,7 @@ def _made(shape: Shape, described: Described, options: dict[str, Any],
         return syscall.map_create(*sizes, **options)
     try:
         blob, key_id, value_id = btf_module.encode(shape.key, shape.value, bpftool_safe=bpftool)
-        loaded = syscall.btf_load(blob)
+        loaded = syscall.btf_load(blob, options["map_token_fd"])
     except (BpfError, TypeError, ValueError):
         if described == "must":
             raise
@@ -217,44 +234,39 @@ def _made(shape: Shape, described: Described, options: dict[str, Any],
         loaded.close()
 
 
-def _pinned(made: Any, pin: str | os.PathLike[str], exist_ok: bool, shape: Shape) -> Fd:
+def _pinned(made: Callable[[], Fd], pin: str | os.PathLike[str], exist_ok: bool,
+            shape: Shape) -> Fd:
     """Return a map pinned at `pin`: a new one, or with `exist_ok` the one that is there."""
-    if exist_ok:
+    mode = int(shape.flags & (MapFlag.RDONLY | MapFlag.WRONLY))
+    for _ in range(9):
+        if exist_ok:
+            with suppress(ObjectNotFound):
+                return _compatible(syscall.obj_get(pin, mode), pin, shape)
+        fd = made()
         try:
-            return _compatible(syscall.obj_get(pin), pin, shape)
-        except ObjectNotFound:
-            pass
-    fd: Fd = made()
-    try:
-        syscall.obj_pin(fd, pin)
-    except KeyExists:
-        fd.close()
-        if not exist_ok:
+            syscall.obj_pin(fd, pin)
+        except KeyExists:
+            fd.close()
+            if not exist_ok:
+                raise
+            # Another process was faster: its map is the one. If it unpins meanwhile, once more.
+        except BaseException:
+            fd.close()
             raise
-        return _compatible(syscall.obj_get(pin), pin, shape)  # another process was faster
+        else:
+            return fd
+    return _compatible(syscall.obj_get(pin, mode), pin, shape)
+
+
+def _compatible(fd: Fd, pin: str | os.PathLike[str], shape: Shape) -> Fd:
+    try:
+        found = differences(fd, shape)
+        if found:
+            raise ValueError(f"the map at {os.fspath(pin)} differs: {'; '.join(found)}")
     except BaseException:
         fd.close()
         raise
     return fd
-
-
-def _compatible(fd: Fd, pin: str | os.PathLike[str], shape: Shape) -> Fd:
-    wanted = {"type": int(shape.kind), "key_size": shape.key_size, "value_size": shape.value_size,
-              "max_entries": shape.max_entries, "map_flags": int(shape.flags)}
-    there = syscall.map_info(fd)
-    differences = [f"{field} is {there[field]}, not {asked}" for field, asked in wanted.items()
-                   if there[field] != asked and not _rounded(field, there, asked)]
-    if differences:
-        fd.close()
-        raise ValueError(f"the map at {os.fspath(pin)} differs: {'; '.join(differences)}")
-    return fd
-
-
-def _rounded(field: str, there: dict[str, Any], asked: int) -> bool:
-    # An LRU without a common list has a share for each CPU: the kernel rounds up.
-    cpus = len(syscall.possible_cpus())
-    return (field == "max_entries" and bool(there["map_flags"] & MapFlag.NO_COMMON_LRU)
-            and bool(there[field] == -(-asked // cpus) * cpus))
 
 
 def open(
@@ -391,19 +403,3 @@ def _by_name(name: str, mode: int) -> Fd:
         raise ValueError(f"{len(ids)} maps are named {kept!r}: ids {', '.join(map(str, ids))}; "
                          "open one by id=")
     return syscall.map_get_fd_by_id(ids[0], mode)
-
-
-def maps() -> Iterator[MapInfo]:
-    """Walk the maps of the kernel, by ascending id. Needs CAP_SYS_ADMIN; Linux 4.13."""
-    number = 0
-    while (found := syscall.map_get_next_id(number)) is not None:
-        number = found
-        try:
-            fd = syscall.map_get_fd_by_id(number)
-        except ObjectNotFound:
-            continue  # gone since
-        try:
-            info = MapInfo.of(fd)
-        finally:
-            fd.close()
-        yield info

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from itertools import pairwise
 from threading import Event
 from time import monotonic
@@ -23,6 +22,7 @@ from fastmap._core.rows import Rows, rows_of
 from fastmap._core.syscall import Fd
 from fastmap.enums import ANY, Command, MapFlag, MapType
 from fastmap.errors import NotSupported
+from fastmap.inventory import MapInfo
 from fastmap.maps.rules import GIVEN, Described, Shape, Side
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -32,45 +32,6 @@ Keys: TypeAlias = npt.ArrayLike | Sequence[Any]
 SLICE = 16384
 #: The ways a call can take.
 WAYS = ("auto", "syscall", "kernel")
-
-
-@dataclass(frozen=True)
-class MapInfo:
-    """What the kernel says about a map: ``struct bpf_map_info`` and the descriptor's fdinfo.
-
-    Attributes
-    ----------
-    memlock : int
-        Bytes of kernel memory, as the kernel estimates them.
-    frozen : bool
-    """
-
-    type: int
-    id: int
-    key_size: int
-    value_size: int
-    max_entries: int
-    map_flags: int
-    name: str
-    ifindex: int
-    btf_vmlinux_value_type_id: int
-    netns_dev: int
-    netns_ino: int
-    btf_id: int
-    btf_key_type_id: int
-    btf_value_type_id: int
-    btf_vmlinux_id: int
-    map_extra: int
-    memlock: int
-    frozen: bool
-
-    @classmethod
-    def of(cls, fd: Fd) -> Self:
-        """Ask the kernel about the map behind `fd`."""
-        fields = syscall.map_info(fd)
-        more = syscall.fdinfo(fd)
-        return cls(**fields, memlock=int(more.get("memlock", 0)),
-                   frozen=more.get("frozen", "0") == "1")
 
 
 class Batch:
@@ -240,6 +201,8 @@ class Map(MapCore):
     def pin(self, path: str | os.PathLike[str]) -> None:
         """Pin the map at `path`, on a bpffs: it lives on when all handles are closed.
 
+        A map may have several pins.
+
         Raises
         ------
         KeyExists
@@ -254,7 +217,7 @@ class Map(MapCore):
         syscall.obj_pin(self._fd, path)
 
     def unpin(self, path: str | os.PathLike[str]) -> None:
-        """Remove the pin of this map at `path`.
+        """Remove the pin of this map at `path`. Other pins of it stay.
 
         Raises
         ------
@@ -263,8 +226,7 @@ class Map(MapCore):
         ValueError
             Another map is pinned there; it is left alone.
         """
-        self.fileno()  # a closed map is an error, not a file that goes
-        self._fd.fileno()
+        self._fd.fileno()  # a closed map is an error, not a file that goes
         pinned = syscall.obj_get(path)
         try:
             there = syscall.map_info(pinned)["id"]
