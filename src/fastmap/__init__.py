@@ -49,6 +49,7 @@ from fastmap.maps.tables import (
     ResizableHashMap,
 )
 from fastmap.maps.trie import LpmTrie
+from fastmap.maps.variables import Variables
 from fastmap.objects import create, maps, open
 
 __version__ = "0.1.0"
@@ -110,6 +111,7 @@ __all__ = [
     "TaskStorage",
     "UpdateFlag",
     "UserRingBuffer",
+    "Variables",
     "XskMap",
     "create",
     "features",
