@@ -36,10 +36,10 @@ def since(name: str, kind: MapType) -> Version | None:
     """Return the first Linux on which a method can work on maps of a type; None for none."""
     if name in MEMORY:
         return mappable(kind)
-    stem = name.removesuffix("_many")
-    if stem in ("get", "values", "items"):
-        stem = "lookup"
-    return smallest_kernel(ELEMENT[stem], kind) if stem in ELEMENT else kind.since
+    command = ELEMENT.get(name.removesuffix("_many"))
+    if command is None and name in ("get", "values", "items"):  # which go with lookup
+        return kind.since if smallest_kernel(ELEMENT["lookup"], kind) else None
+    return kind.since if command is None else smallest_kernel(command, kind)
 
 
 def offered(cls: type[Map], kind: MapType) -> Iterator[str]:

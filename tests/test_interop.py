@@ -106,6 +106,11 @@ def in_step(m: Any, path: str | Path, *, formatted: bool = True) -> int:
     return len(batch)
 
 
+def popped(m: Any) -> Any:
+    """Return the next value of a queue or stack, and remove it."""
+    return m.pop() if hasattr(m, "pop") else m.lookup_and_delete(None)
+
+
 # ---- made, filled and pinned by bpftool -------------------------------------------------------
 
 PLAIN = {  # type: (options of bpftool, key, value, keys to write)
@@ -157,7 +162,7 @@ def test_queues_of_bpftool(type: str, bpffs: Path) -> None:
         bpftool("map", "push" if type == "stack" else "enqueue", "pinned", path, "value",
                 *hexes(np.uint32(100 + i)))
     with fastmap.open(path, value="u4") as m:
-        values = [m.lookup_and_delete(None) for _ in range(5)]
+        values = [popped(m) for _ in range(5)]
     assert values == ([104, 103, 102, 101, 100] if type == "stack" else [100, 101, 102, 103, 104])
 
 
@@ -286,9 +291,9 @@ def test_queues_that_a_program_filled(loaded: Loaded) -> None:
     loaded.run(6)
     span = [("first", "u2"), ("", "V6"), ("last", "u8")]
     waiting = loaded.open("waiting", value=span)
-    first = waiting.lookup_and_delete(None)
+    first = popped(waiting)
     assert (first["first"], first["last"]) == (1, 1)
-    assert loaded.open("undo", value="u4").lookup_and_delete(None) == 6
+    assert popped(loaded.open("undo", value="u4")) == 6
     known, events = loaded.open("known", value="u8"), loaded.open("events")
     for m, kind, entries in ((waiting, "QUEUE", 8), (known, "BLOOM_FILTER", 64),
                              (events, "RINGBUF", 4096)):
