@@ -172,9 +172,8 @@ def test_a_read_only_handle_says_why(section: Callable[..., Any]) -> None:
 
 def test_names_that_may_not_be_read(section: Callable[..., Any]) -> None:
     m = section()
-    untold = section(key="u4", value=f"V{SIZE}")
-    with pytest.raises(fastmap.PermissionDenied, match="CAP_SYS_ADMIN, or give value="):
-        _ = untold.variables
+    with pytest.raises(TypeError, match="no fields"):
+        _ = section(key="u4", value=f"V{SIZE}").variables
     value = np.dtype({"names": ["first", "name"], "formats": ["u8", "S4"], "offsets": [0, 16],
                       "itemsize": SIZE})
     told = section(value=value)
@@ -184,7 +183,8 @@ def test_names_that_may_not_be_read(section: Callable[..., Any]) -> None:
         os.setresuid(65534, 65534, 65534)
         with pytest.warns(UserWarning, match="CAP_SYS_ADMIN"):
             other = fastmap.open(fd=m.fileno())
-        with other, pytest.raises(fastmap.PermissionDenied, match="CAP_SYS_ADMIN"):
+        with other, pytest.raises(
+                fastmap.PermissionDenied, match="CAP_SYS_ADMIN, or give value="):
             _ = other.variables
         assert m.variables["runs"] == 7  # what was opened before keeps its names
 

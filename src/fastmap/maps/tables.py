@@ -441,7 +441,8 @@ class ArrayMap(Table):
         Raises
         ------
         TypeError
-            The map holds no global variables, or none that BTF describes.
+            The map holds no global variables, or none that BTF describes; or the ``value=`` given
+            has no fields.
         NotSupported
             The map cannot be mapped (before Linux 5.5).
         PermissionDenied
@@ -457,6 +458,8 @@ class ArrayMap(Table):
         # A value with BTF and a key without: the kernel has that for the variables of a section.
         if not info.btf_value_type_id or info.btf_key_type_id:
             raise TypeError(f"map {self.name!r} holds no global variables that BTF describes")
+        if self.value_dtype.names is None and self.dtype_source == "given":
+            raise TypeError(f"the value is {self.value_dtype}: it has no fields to be variables")
         if self.value_dtype.names is None:
             raise PermissionDenied(1, "the names of variables stand in the map's BTF: opening it "
                                    "with them takes CAP_SYS_ADMIN, or give value=")
