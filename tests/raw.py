@@ -16,11 +16,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def elem(command: Command, fd: int, key: bytes, value: bytearray, flags: int = 0) -> int:
-    """Issue one element command; return 0 or the errno. `value` is read or written in place."""
+    """Issue one element command; return 0 or the errno. `value` is read or written in place.
+
+    Where key or value is empty, the kernel gets no pointer to it.
+    """
     key_buffer = ctypes.create_string_buffer(key, len(key))
     value_buffer = (ctypes.c_char * len(value)).from_buffer(value)
-    attr = struct.pack("=I4xQQQ", fd, ctypes.addressof(key_buffer),
-                       ctypes.addressof(value_buffer), flags)
+    attr = struct.pack("=I4xQQQ", fd, ctypes.addressof(key_buffer) if key else 0,
+                       ctypes.addressof(value_buffer) if value else 0, flags)
     result = _libc.syscall(_SYS_BPF, int(command), attr, len(attr))
     return ctypes.get_errno() if result < 0 else 0
 

@@ -52,6 +52,7 @@ from fastmap.maps.tables import (
     ResizableHashMap,
 )
 from fastmap.maps.trie import LpmTrie
+from fastmap.maps.variables import Variables
 from fastmap.mounts import Bpffs, Pin, bpffs, pins
 from fastmap.objects import create, maps, open
 from fastmap.token import Token
@@ -121,6 +122,7 @@ __all__ = [
     "Token",
     "UpdateFlag",
     "UserRingBuffer",
+    "Variables",
     "XskMap",
     "btf_dtype",
     "btf_layout",

@@ -214,8 +214,8 @@ def _known(command: Command) -> None:
 
 _BATCHES = (Command.MAP_LOOKUP_BATCH, Command.MAP_LOOKUP_AND_DELETE_BATCH,
             Command.MAP_UPDATE_BATCH, Command.MAP_DELETE_BATCH)
-_TABLES = (MapType.HASH, MapType.ARRAY, MapType.PERCPU_HASH, MapType.PERCPU_ARRAY,
-           MapType.LRU_HASH, MapType.LRU_PERCPU_HASH, MapType.LPM_TRIE)
+#: The types that have batch commands.
+_TABLES = [t for t in MapType if any(smallest_kernel(c, t) for c in _BATCHES)]
 
 
 def _batch_on(command: Command, kind: MapType) -> None:

@@ -303,6 +303,12 @@ cdef class ArrayCodec(Codec):
             raw = bytes(given)
             if len(raw) != self.size:
                 raise self.wrong_size(len(raw))
+        elif shape and base.names is not None and isinstance(given, (list, tuple)):
+            # Of records: numpy would take their tuples for one more axis.
+            if len(given) != shape[0]:
+                raise ValueError(f"a {self.what} has {shape[0]} of these, not {len(given)}")
+            one = codec_of(np.dtype((base, shape[1:])), self.what)
+            raw = b"".join([(<Codec>one).pack(each) for each in given])
         else:
             array = convert(guessed(given, base), base, self.what)
             if array.shape != shape:

@@ -29,6 +29,7 @@ from fastmap.errors import KeyExists, KeyNotFound, NotSupported, PermissionDenie
 from fastmap.maps.base import Array, Batch, Keys, Map, elements, in_threads
 from fastmap.maps.reader import Reader, count, sweep
 from fastmap.maps.rules import INDEX
+from fastmap.maps.variables import Variables
 
 _MISSING: Any = object()
 
@@ -427,6 +428,43 @@ class ArrayMap(Table):
                 error.errno or 0, "memory() needs a handle that may read and write, and "
                 "writable=True a map that is neither frozen nor RDONLY_PROG") from error
         return slots(mapping, self.value_dtype, stride, self.max_entries)
+
+    @property
+    def variables(self) -> Variables:
+        """The global variables in a program's `.bss`, `.data` or `.rodata` map, by name, live.
+
+        Each is an array on the map's own memory: 0-d for a scalar, of its shape for an array.
+        They may be written where the map may be, as ``variables[name] = value`` or through the
+        array; those of `.rodata` are read-only. Asking maps the memory anew: keep the result, and
+        let go of it before `freeze`, which the kernel refuses while memory is mapped writable.
+
+        Raises
+        ------
+        TypeError
+            The map holds no global variables, or none that BTF describes; or the ``value=`` given
+            has no fields.
+        NotSupported
+            The map cannot be mapped (before Linux 5.5).
+        PermissionDenied
+            The handle is read-only or write-only; or nobody has told the names: reading them when
+            the map is opened takes CAP_SYS_ADMIN, or give ``value=``.
+
+        Notes
+        -----
+        8-byte aligned words are read and written whole; larger values can tear while a program
+        writes them.
+        """
+        info = self.info()
+        # A value with BTF and a key without: the kernel has that for the variables of a section.
+        if not info.btf_value_type_id or info.btf_key_type_id:
+            raise TypeError(f"map {self.name!r} holds no global variables that BTF describes")
+        if self.value_dtype.names is None and self.dtype_source == "given":
+            raise TypeError(f"the value is {self.value_dtype}: it has no fields to be variables")
+        if self.value_dtype.names is None:
+            raise PermissionDenied(1, "the names of variables stand in the map's BTF: opening it "
+                                   "with them takes CAP_SYS_ADMIN, or give value=")
+        fixed = info.frozen or bool(info.map_flags & MapFlag.RDONLY_PROG)
+        return Variables(self.memory(writable=not fixed))
 
 
 class PerCpuArrayMap(PerCpu, ArrayMap):
