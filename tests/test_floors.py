@@ -23,8 +23,8 @@ FLOORS = (
     ("_core.uapi _core.syscall _core.memory _core.convert _core.codec _core.rows _core.columns"
      " _core.map _core.batch _core.program _core.ring _core.join dtypes btf_build btf asm",),
     ("features", "accel", "arrow"),
-    ("maps.rules maps.base maps.reader maps.tables maps.trie maps.queues maps.nested"
-     " maps.references maps.storage maps.code maps.streams maps.arena maps.families",),
+    ("maps.rules maps.base maps.reader maps.tables maps.trie maps.queues maps.slots"
+     " maps.nested maps.references maps.storage maps.code maps.streams maps.arena maps.families",),
     ("objects",),
     ("collect",),
     ("prometheus", "fleet", "syscalls demo"),

@@ -202,6 +202,10 @@ _LATER: dict[tuple[Command, MapType], Version | None] = {
     **{(c, MapType.PERCPU_ARRAY): (5, 13)
        for c in (Command.MAP_LOOKUP_BATCH, Command.MAP_UPDATE_BATCH)},
     **{(c, MapType.LPM_TRIE): (5, 13) for c in _ON_TRIE},
+    **{(c, t): (5, 19) for t in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
+       for c in (Command.MAP_LOOKUP_BATCH, Command.MAP_UPDATE_BATCH)},
+    **{(c, MapType.HASH_OF_MAPS): (5, 19)
+       for c in (Command.MAP_LOOKUP_AND_DELETE_BATCH, Command.MAP_DELETE_BATCH)},
     **{(c, t): None for t in _ARRAYS
        for c in (Command.MAP_DELETE_ELEM, Command.MAP_DELETE_BATCH,
                  Command.MAP_LOOKUP_AND_DELETE_ELEM, Command.MAP_LOOKUP_AND_DELETE_BATCH)},

@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from fastmap import btf as btf_module
 from fastmap._core import syscall
-from fastmap._core.syscall import Fd
+from fastmap._core.syscall import Fd, Held
 from fastmap.enums import (
     NAME_BYTES,
     MapFlag,
@@ -27,13 +28,15 @@ from fastmap.enums import (
 from fastmap.errors import BpfError, KeyExists, NotSupported, ObjectNotFound, PermissionDenied
 from fastmap.maps.base import Map, MapInfo, check_way
 from fastmap.maps.families import class_of
+from fastmap.maps.nested import Inner, MapOfMaps, check_inner
 from fastmap.maps.rules import Described, Shape
 
 
 def create(
     type: MapType | int | str, *, key: npt.DTypeLike | None = None,
     value: npt.DTypeLike | None = None, max_entries: int | None = None, flags: int = 0,
-    name: str = "", map_extra: int = 0, numa_node: int | None = None,
+    name: str = "", inner: Map | dict[str, Any] | None = None, map_extra: int = 0,
+    numa_node: int | None = None,
     pin: str | os.PathLike[str] | None = None, exist_ok: bool = False, btf: bool = True,
     via: str = "auto",
 ) -> Any:
@@ -52,6 +55,9 @@ def create(
         Those that a type demands need not be said.
     name : str
         At most 15 bytes of letters, digits, "_" and ".".
+    inner : Map or dict
+        ARRAY_OF_MAPS, HASH_OF_MAPS: what the maps in it are like: such a map, or the arguments to
+        create one, ``{"type": "hash", "key": "u4", ...}``.
     map_extra : int
         BLOOM_FILTER: the number of hashes, 1 to 15 (0: the kernel's 5). ARENA: the address at
         which all who map it see it.
@@ -101,9 +107,15 @@ def create(
     if exist_ok and pin is None:
         raise ValueError("exist_ok=True goes with pin=")
     cls.settle(shape)
+    with _like(cls, inner) as like, Held([] if like is None else [like._fd]):
+        return _created(cls, shape, like, pin, exist_ok, btf, via, {
+            "name": encoded, "numa_node": numa_node or 0, "map_extra": shape.map_extra,
+            "inner_map_fd": 0 if like is None else like.fileno()})
 
+
+def _created(cls: type[Map], shape: Shape, like: Map | None, pin: str | os.PathLike[str] | None,
+             exist_ok: bool, btf: bool, via: str, options: dict[str, Any]) -> Map:
     def made() -> Fd:
-        options = {"name": encoded, "numa_node": numa_node or 0, "map_extra": shape.map_extra}
         try:
             return _made(shape, cls.described if btf or cls.described == "must" else "never",
                          options)
@@ -111,7 +123,41 @@ def create(
             raise _explained(error, shape) from None
 
     fd = made() if pin is None else _pinned(made, pin, exist_ok, shape)
-    return cls(fd, shape.key, shape.value, dtype_source="given", via=via)
+    more = {} if like is None else {"inner": Inner.of(like), "opener": _inner}
+    return cls(fd, shape.key, shape.value, dtype_source="given", via=via, **more)
+
+
+def _like(cls: type[Map], inner: Any) -> AbstractContextManager[Map | None]:
+    """Return the map that those in a map of maps are like; made for its creation alone, or not."""
+    if not issubclass(cls, MapOfMaps):
+        if inner is not None:
+            raise TypeError("inner= goes with ARRAY_OF_MAPS and HASH_OF_MAPS")
+        return nullcontext(None)
+    if isinstance(inner, Map):
+        check_inner(inner.type)
+        return nullcontext(inner)
+    if not isinstance(inner, dict):
+        raise TypeError("inner= is the map that those in it are like, or a dict of the arguments "
+                        f"to create one, not {inner!r}")
+    if "type" not in inner:
+        raise TypeError("inner= lacks the type of the maps")
+    check_inner(map_type(inner["type"]))
+    if wrong := inner.keys() & {"pin", "exist_ok", "inner"}:
+        raise ValueError(f"inner= says what maps are like; {min(wrong)} does not belong there")
+    made: Map = create(**inner)
+    return made
+
+
+def _inner(number: int, like: Inner | None, via: str) -> Map:
+    """Open a map in a map of maps; the dtypes of those it is like serve where it has no BTF."""
+    fd = syscall.map_get_fd_by_id(number)
+    try:
+        if like is None or syscall.map_info(fd)["btf_id"]:
+            return _opened(fd, None, None, "auto", via)
+        return _opened(fd, like.key, like.value, "auto", via)
+    except BaseException:
+        fd.close()
+        raise
 
 
 def _uint(given: Any, what: str, bits: int) -> int:
@@ -313,7 +359,8 @@ def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str) -> Map:
                 source = "btf"
     for what in missing:
         dtypes.setdefault(what, cls.untold(kind, what, info[f"{what}_size"]))
-    return cls(fd, dtypes.get("key"), dtypes.get("value"), dtype_source=source, via=via)
+    more = {"opener": _inner} if issubclass(cls, MapOfMaps) else {}
+    return cls(fd, dtypes.get("key"), dtypes.get("value"), dtype_source=source, via=via, **more)
 
 
 def _from_btf(info: dict[str, Any], btf: str) -> dict[str, np.dtype[Any]]:
