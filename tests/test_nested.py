@@ -190,7 +190,7 @@ def test_a_map_that_differs_is_refused_field_by_field(
 
 
 @pytest.mark.parametrize(("inner", "change"), [
-    (HASH, {"max_entries": 9}), (HASH, {"value": ("i4", (3,))}), (HASH, {"name": "other"}),
+    (HASH, {"max_entries": 9}), (HASH, {"value": [("a", "i4", (3,))]}), (HASH, {"name": "other"}),
     ({**ARRAY, "flags": MapFlag.INNER_MAP}, {"max_entries": 5}),
     ({"type": "percpu_array", "value": "u8", "max_entries": 1}, {"max_entries": 2}),
     ({"type": "queue", "value": "u8", "max_entries": 1}, {"max_entries": 2}),
@@ -203,18 +203,23 @@ def test_what_may_differ(make: Make, inner: Any, change: Any) -> None:
 
 def test_a_map_without_btf_among_others(make: Make) -> None:
     m, plain = outer(make), make(**HASH, btf=False)
+    no_struct = make(**{**HASH, "value": ("i4", (3,))})
+    outer(make, inner=plain)[1] = no_struct
     if fastmap.enums.running_kernel() >= (6, 2):
+        m[1] = no_struct
         m[1] = plain
         with m[1] as read:
             assert read.id == plain.id and read.value_dtype == np.dtype(RECORD)
         return
-    with pytest.raises(ValueError, match="BTF is missing, not there$"):
-        m[1] = plain
-    with pytest.raises(ValueError, match="BTF is there, not missing$"):
-        outer(make, inner=plain)[1] = make(**HASH)
+    for other in (plain, no_struct):
+        with pytest.raises(ValueError, match="struct as value is missing, not there$"):
+            m[1] = other
+        with pytest.raises(ValueError, match="struct as value is there, not missing$"):
+            outer(make, inner=other)[1] = make(**HASH)
     m.inner = None
-    with pytest.raises(BpfError, match="whether it has BTF"):
-        m[1] = plain
+    for other in (plain, no_struct):  # the kernel would have refused it as well
+        with pytest.raises(BpfError, match="calls the value a struct"):
+            m[1] = other
 
 
 @pytest.mark.parametrize("kind", OUTER)

@@ -137,7 +137,7 @@ _REFERENCES: tuple[_Row, ...] = (
     (_errno.EINVAL, _UPDATES, _MAPS_OF_MAPS, BpfError,
      "the map is not like the inner map that this one was created with: its type, sizes of key and "
      "value, flags, spin locks and timers, for arrays without INNER_MAP max_entries, and before "
-     "Linux 6.2 whether it has BTF; or a flag that the type does not take"),
+     "Linux 6.2 whether BTF calls the value a struct; or a flag that the type does not take"),
     (_errno.EINVAL, _UPDATES, _PROGRAMS, BpfError,
      "not a program, or not of the type and attributes of those that this map holds or is used "
      "by; or a flag other than ANY"),

@@ -41,13 +41,15 @@ class Inner:
     value: np.dtype[Any] | None
     max_entries: int
     flags: MapFlag
-    btf: bool
+    #: Whether BTF says that the value is a struct.
+    struct: bool
 
     @classmethod
     def of(cls, like: Map) -> Self:
         """Describe the map that a map of maps is created with."""
         return cls(like.type, like.key_dtype, like.value_dtype, like.max_entries, like.flags,
-                   bool(syscall.map_info(like._fd)["btf_id"]))
+                   getattr(like.value_dtype, "names", None) is not None
+                   and syscall.map_info(like._fd)["btf_id"] != 0)
 
     def differences(self, other: Map) -> list[str]:
         """Say in what `other` differs so that the kernel would not take it."""
@@ -63,8 +65,9 @@ class Inner:
                 self.type is MapType.ARRAY and not self.flags & MapFlag.INNER_MAP):
             fields["max_entries"] = (theirs.max_entries, self.max_entries)
         if running_kernel() < (6, 2):
-            # There a map with BTF knows that it has no spin lock, one without does not know.
-            fields["BTF"] = tuple("there" if has else "missing" for has in (theirs.btf, self.btf))
+            # There a struct is known to hold no spin lock; of other values nothing is known.
+            fields["BTF of a struct as value"] = tuple(
+                "there" if each.struct else "missing" for each in (theirs, self))
         found = [f"{what} is {there}, not {asked}"
                  for what, (there, asked) in fields.items() if there != asked]
         if self.type is MapType.ARRAY and any(each.startswith("max_entries") for each in found):
@@ -116,7 +119,7 @@ class MapOfMaps(Referring, Table):
         value : Map
             Like the inner map this one was created with: of its type, its sizes of key and value,
             its flags; for arrays without MapFlag.INNER_MAP (5.10) of its max_entries too. Before
-            Linux 6.2 both have BTF, or none.
+            Linux 6.2 both have BTF that calls the value a struct, or neither.
         flags : UpdateFlag
             NOEXIST and EXIST only for a HASH_OF_MAPS.
 
