@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import fastmap
 from fastmap.enums import Command
@@ -46,3 +47,55 @@ def as_bytes(m: Any) -> Iterator[Any]:
     with fastmap.open(fd=m.fileno(), key=f"V{m.key_dtype.itemsize}",
                       value=f"V{m.value_dtype.itemsize}") as other:
         yield other
+
+
+def _bpf(command: int, attr: bytes) -> int:
+    result: int = _libc.syscall(_SYS_BPF, command, attr, len(attr))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+@contextmanager
+def attached(prog: Any, target: Any, kind: int) -> Iterator[None]:
+    """Attach a program to a map (BPF_PROG_ATTACH), such as a verdict to a SOCKMAP."""
+    attr = struct.pack("=IIII", target.fileno(), prog.fileno(), kind, 0)
+    _bpf(8, attr)
+    try:
+        yield
+    finally:
+        _bpf(9, attr)
+
+
+@contextmanager
+def on_device(prog: Any, ifindex: int) -> Iterator[None]:
+    """Run an XDP program on what a network device receives."""
+    link = _bpf(int(Command.LINK_CREATE), struct.pack("=IIII", prog.fileno(), ifindex, 37, 0))
+    try:
+        yield
+    finally:
+        os.close(link)
+
+
+class PerfEvent(ctypes.Structure):
+    """``struct perf_event_attr``, of which programs' output needs so little."""
+
+    _fields_: ClassVar[Any] = [
+        ("type", ctypes.c_uint32), ("size", ctypes.c_uint32), ("config", ctypes.c_uint64),
+        ("sample_period", ctypes.c_uint64), ("sample_type", ctypes.c_uint64),
+        ("read_format", ctypes.c_uint64), ("flags", ctypes.c_uint64),
+        ("wakeup_events", ctypes.c_uint32), ("rest", ctypes.c_char * 60),
+    ]
+
+
+def perf_event_open(cpu: int) -> int:
+    """Return the descriptor of an event that takes what programs write on `cpu`, enabled."""
+    # PERF_TYPE_SOFTWARE, PERF_COUNT_SW_BPF_OUTPUT, PERF_SAMPLE_RAW.
+    attr = PerfEvent(type=1, size=ctypes.sizeof(PerfEvent), config=10, sample_period=1,
+                     sample_type=0x400, wakeup_events=1)
+    number = {"x86_64": 298, "aarch64": 241}[__import__("platform").machine()]
+    fd: int = _libc.syscall(number, ctypes.byref(attr), -1, cpu, -1, 8)  # close-on-exec
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "perf_event_open")
+    return fd

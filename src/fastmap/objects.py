@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fastmap import btf as btf_module
 from fastmap._core import syscall
-from fastmap._core.syscall import Fd
+from fastmap._core.syscall import Fd, Held
 from fastmap.btf_special import check_special, special_fields
 from fastmap.compatible import differences
 from fastmap.enums import (
@@ -31,6 +31,7 @@ from fastmap.errors import BpfError, KeyExists, NotSupported, ObjectNotFound, Pe
 from fastmap.inventory import maps as maps
 from fastmap.maps.base import Map, check_way
 from fastmap.maps.families import class_of
+from fastmap.maps.nested import Inner, MapOfMaps, check_inner
 from fastmap.maps.records import Kinds, Record
 from fastmap.maps.rules import Described, Shape
 from fastmap.maps.streams import RingBuffer
@@ -41,8 +42,8 @@ from fastmap.types import btf_blob
 def create(
     type: MapType | int | str, *, key: npt.DTypeLike | None = None,
     value: npt.DTypeLike | None = None, record: Record = None, tag: str | None = None,
-    max_entries: int | None = None, flags: int = 0,
-    name: str = "", map_extra: int = 0, numa_node: int | None = None,
+    max_entries: int | None = None, flags: int = 0, name: str = "",
+    inner: Map | dict[str, Any] | None = None, map_extra: int = 0, numa_node: int | None = None,
     pin: str | os.PathLike[str] | None = None, exist_ok: bool = False,
     btf: bool | str = True, token: Token | None = None, via: str = "auto",
 ) -> Any:
@@ -65,6 +66,9 @@ def create(
         Those that a type demands need not be said.
     name : str
         At most 15 bytes of letters, digits, "_" and ".".
+    inner : Map or dict
+        ARRAY_OF_MAPS, HASH_OF_MAPS: what the maps in it are like: such a map, or the arguments to
+        create one, ``{"type": "hash", "key": "u4", ...}``.
     map_extra : int
         BLOOM_FILTER: the number of hashes, 1 to 15 (0: the kernel's 5). ARENA: the address at
         which all who map it see it.
@@ -137,17 +141,21 @@ def create(
     elif not btf and described != "must":
         described = "never"
     extra = _recorded(cls, record, tag)
-
-    def made() -> Fd:
+    with _like(cls, inner) as like, Held([] if like is None else [like._fd]):
         options = {"name": encoded, "numa_node": numa_node or 0, "map_extra": shape.map_extra,
+                   "inner_map_fd": 0 if like is None else like.fileno(),
                    "map_token_fd": 0 if token is None else token.fileno()}
-        try:
-            return _made(shape, described, options, btf == "bpftool")
-        except BpfError as error:
-            raise _explained(error, shape) from None
 
-    fd = made() if pin is None else _pinned(made, pin, exist_ok, shape)
-    return cls(fd, shape.key, shape.value, dtype_source="given", via=via, **extra)
+        def made() -> Fd:
+            try:
+                return _made(shape, described, options, btf == "bpftool")
+            except BpfError as error:
+                raise _explained(error, shape) from None
+
+        fd = made() if pin is None else _pinned(made, pin, exist_ok, shape)
+        if like is not None:
+            extra = {"inner": Inner.of(like), "opener": _inner}
+        return cls(fd, shape.key, shape.value, dtype_source="given", via=via, **extra)
 
 
 def _recorded(cls: type[Map], record: Record, tag: str | None) -> dict[str, Any]:
@@ -158,6 +166,39 @@ def _recorded(cls: type[Map], record: Record, tag: str | None) -> dict[str, Any]
         raise TypeError(f"record= and tag= are for ring buffers, not for {cls.__name__}")
     Kinds(record, tag)
     return {"record": record, "tag": tag}
+
+
+def _like(cls: type[Map], inner: Any) -> AbstractContextManager[Map | None]:
+    """Return the map that those in a map of maps are like; made for its creation alone, or not."""
+    if not issubclass(cls, MapOfMaps):
+        if inner is not None:
+            raise TypeError("inner= goes with ARRAY_OF_MAPS and HASH_OF_MAPS")
+        return nullcontext(None)
+    if isinstance(inner, Map):
+        check_inner(inner.type)
+        return nullcontext(inner)
+    if not isinstance(inner, dict):
+        raise TypeError("inner= is the map that those in it are like, or a dict of the arguments "
+                        f"to create one, not {inner!r}")
+    if "type" not in inner:
+        raise TypeError("inner= lacks the type of the maps")
+    check_inner(map_type(inner["type"]))
+    if wrong := inner.keys() & {"pin", "exist_ok", "inner"}:
+        raise ValueError(f"inner= says what maps are like; {min(wrong)} does not belong there")
+    made: Map = create(**inner)
+    return made
+
+
+def _inner(number: int, like: Inner | None, via: str) -> Map:
+    """Open a map in a map of maps; the dtypes of those it is like serve where it has no BTF."""
+    fd = syscall.map_get_fd_by_id(number)
+    try:
+        if like is None or syscall.map_info(fd)["btf_id"]:
+            return _opened(fd, None, None, "auto", via)
+        return _opened(fd, like.key, like.value, "auto", via)
+    except BaseException:
+        fd.close()
+        raise
 
 
 def _uint(given: Any, what: str, bits: int) -> int:
@@ -341,8 +382,8 @@ def open(
         raise
 
 
-def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record,
-            tag: str | None) -> Map:
+def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record = None,
+            tag: str | None = None) -> Map:
     info = syscall.map_info(fd)
     kind = MapType(info["type"])
     cls = class_of(kind)
@@ -363,6 +404,8 @@ def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record,
                 source = "btf"
     for what in missing:
         dtypes.setdefault(what, cls.untold(kind, what, info[f"{what}_size"]))
+    if issubclass(cls, MapOfMaps):
+        extra = {"opener": _inner}
     return cls(fd, dtypes.get("key"), dtypes.get("value"), dtype_source=source, via=via, **extra)
 
 

@@ -186,6 +186,10 @@ cdef class BatchReader:
                 if result != -EINTR:
                     with gil:
                         raise errors.from_errno(<int>-result, command, self.map._kind)
+            if result == -EINTR and count == 0:
+                # Before Linux 6.14 the kernel stops at an index that holds nothing (of an array of
+                # maps, say), or at a key that went, and would for ever: walk on from here.
+                return self._walk(drain, whole, fd)
             if count:
                 self.walked += count
                 self.started = True

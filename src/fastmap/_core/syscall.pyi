@@ -1,5 +1,6 @@
 """Stubs of `fastmap._core.syscall`."""
 
+from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
@@ -16,6 +17,12 @@ class Fd:
     def closed(self) -> bool: ...
     def fileno(self) -> int: ...
     def close(self) -> None: ...
+
+@disjoint_base
+class Held:
+    def __init__(self, fds: Iterable[Fd]) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 def map_create(
     map_type: int, key_size: int, value_size: int, max_entries: int, flags: int = 0,

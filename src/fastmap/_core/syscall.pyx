@@ -123,6 +123,32 @@ cdef class Fd:
             self.number = -1
 
 
+cdef class Held:
+    """Descriptors that stay open in a ``with`` block: `Fd.close` in another thread waits for it."""
+
+    cdef list fds
+    cdef Py_ssize_t count
+
+    def __init__(self, fds):
+        self.fds = list(fds)
+
+    def __enter__(self):
+        cdef Fd fd
+        for fd in self.fds:
+            try:
+                fd.acquire()
+            except BaseException:
+                self.__exit__()
+                raise
+            self.count += 1
+
+    def __exit__(self, *_):
+        cdef Fd fd
+        for fd in self.fds[:self.count]:
+            fd.release()
+        self.count = 0
+
+
 def map_create(int map_type, uint32_t key_size, uint32_t value_size, uint32_t max_entries,
                uint32_t flags=0, bytes name=b"", uint32_t numa_node=0, int inner_map_fd=0,
                unsigned long long map_extra=0, int btf_fd=0, uint32_t btf_key_type_id=0,
