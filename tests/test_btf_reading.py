@@ -137,7 +137,7 @@ def test_bitfields_as_compilers_wrote_them_before_kind_flag() -> None:
     types = Btf(blob(five, four_up, (0, info(4, 2), 4, 1, 1, 0, 3, 2, 5), strings=strings))
     bits = types.bitfields(3)
     assert [(f.container, f.shift, f.width) for f in bits.values()] == [
-        ("bits0", 0, 5), ("bits0", 8, 4),
+        (("bits0",), 0, 5), (("bits0",), 8, 4),
     ]  # fmt: skip
     records = np.array([(0b1001_000_10110,)], types.dtype(3))
     assert [int(f.extract(records)[0]) for f in bits.values()] == [0b10110, 0b1001]

@@ -21,11 +21,12 @@ SOURCES = sorted(path for ending in ("py", "pyx", "pxd") for path in PACKAGE.rgl
 FLOORS = (
     ("enums errors",),
     ("_core.uapi _core.syscall _core.memory _core.convert _core.codec _core.rows _core.columns"
-     " _core.map _core.batch _core.program _core.ring _core.join dtypes btf_build btf asm",),
+     " _core.map _core.batch _core.program _core.ring _core.join dtypes btf_special"
+     " btf_build btf_read btf elf asm",),
     ("features", "accel", "arrow"),
     ("maps.rules maps.base maps.reader maps.tables maps.trie maps.queues maps.nested"
      " maps.references maps.storage maps.code maps.streams maps.arena maps.families",),
-    ("objects",),
+    ("types objects",),
     ("collect",),
     ("prometheus", "fleet", "syscalls demo"),
     ("cli __main__",),

@@ -2,6 +2,7 @@
 
 from fastmap._core.program import Link, Program
 from fastmap._core.syscall import possible_cpus
+from fastmap.btf_special import spin_lock
 from fastmap.enums import ANY, EXIST, NOEXIST, Command, MapFlag, MapType, ProgType, UpdateFlag
 from fastmap.errors import (
     BatchError,
@@ -50,6 +51,7 @@ from fastmap.maps.tables import (
 )
 from fastmap.maps.trie import LpmTrie
 from fastmap.objects import create, maps, open
+from fastmap.types import btf_dtype, btf_layout, read_btf
 
 __version__ = "0.1.0"
 
@@ -111,9 +113,13 @@ __all__ = [
     "UpdateFlag",
     "UserRingBuffer",
     "XskMap",
+    "btf_dtype",
+    "btf_layout",
     "create",
     "features",
     "maps",
     "open",
     "possible_cpus",
+    "read_btf",
+    "spin_lock",
 ]

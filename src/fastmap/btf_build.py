@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fastmap.btf_special import check_special, special_kind
+
 DType: TypeAlias = "np.dtype[Any]"
 
 HEADER = struct.Struct("=HBBIIIII")
@@ -230,6 +232,12 @@ def encode(
     key_id, value_id : int
         Type ids of exactly the dtypes' sizes; 0 for None.
 
+    Raises
+    ------
+    TypeError, ValueError
+        A dtype has no BTF; or it has a lock (`fastmap.spin_lock`) where the kernel takes or sees
+        none: in a key, not aligned, a second one, not in a record.
+
     Notes
     -----
     `Btf.dtype` gives back the same fields, offsets and sizes, with these exceptions: fields come in
@@ -239,6 +247,7 @@ def encode(
     """
     if key is None and value is None:
         raise ValueError("neither key nor value: there is nothing to describe")
+    check_special(key, value)
     encoder = _Encoder(bpftool_safe)
     key_id = 0 if key is None else encoder.type(key, _struct_name(key_name))
     value_id = 0 if value is None else encoder.type(value, _struct_name(value_name))
@@ -354,6 +363,7 @@ class _Encoder:
 
     def _struct(self, dtype: DType, name: str, depth: int) -> int:
         assert dtype.fields is not None and dtype.names is not None
+        name = special_kind(dtype) or name
         safe = _safe_names(dtype.names)
         fields = [(dtype.fields[n][1], safe[n], dtype.fields[n][0]) for n in dtype.names]
         members = [

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fastmap import btf as btf_module
 from fastmap._core import syscall
 from fastmap._core.syscall import Fd
+from fastmap.btf_special import check_special, special_fields
 from fastmap.enums import (
     NAME_BYTES,
     MapFlag,
@@ -28,14 +29,15 @@ from fastmap.errors import BpfError, KeyExists, NotSupported, ObjectNotFound, Pe
 from fastmap.maps.base import Map, MapInfo, check_way
 from fastmap.maps.families import class_of
 from fastmap.maps.rules import Described, Shape
+from fastmap.types import btf_blob
 
 
 def create(
     type: MapType | int | str, *, key: npt.DTypeLike | None = None,
     value: npt.DTypeLike | None = None, max_entries: int | None = None, flags: int = 0,
     name: str = "", map_extra: int = 0, numa_node: int | None = None,
-    pin: str | os.PathLike[str] | None = None, exist_ok: bool = False, btf: bool = True,
-    via: str = "auto",
+    pin: str | os.PathLike[str] | None = None, exist_ok: bool = False,
+    btf: bool | str = True, via: str = "auto",
 ) -> Any:
     """Create a map.
 
@@ -62,8 +64,10 @@ def create(
     exist_ok : bool
         With `pin`: where a map is pinned already, return that, if it is of the same type, sizes
         and flags.
-    btf : bool
+    btf : bool or "bpftool"
         Whether to describe the dtypes to the kernel, for `bpftool map dump` and for `open`.
+        bpftool stops at floats: "bpftool" calls them unsigned integers, with a tag by which `open`
+        knows them again.
     via : {"auto", "syscall", "kernel"}
         The way of calls over many elements, where they do not say it.
 
@@ -90,6 +94,8 @@ def create(
     kind = map_type(type)
     cls = class_of(kind)
     check_way(via)
+    if btf not in (True, False, "bpftool"):
+        raise ValueError(f"btf={btf!r}: True, False or 'bpftool'")
     shape = Shape(
         kind, cls.keys_are.settle(key, "key", kind), cls.values_are.settle(value, "value", kind),
         _entries(max_entries, cls.entries_are, kind),
@@ -101,12 +107,20 @@ def create(
     if exist_ok and pin is None:
         raise ValueError("exist_ok=True goes with pin=")
     cls.settle(shape)
+    check_special(shape.key, shape.value)
+    described = cls.described
+    if shape.value is not None and special_fields(shape.value):
+        if not btf or described == "never":
+            raise ValueError(f"the kernel knows a lock by the BTF alone: "
+                             f"{'btf=False' if not btf else kind.name + ' maps have none'}")
+        described = "must"
+    elif not btf and described != "must":
+        described = "never"
 
     def made() -> Fd:
         options = {"name": encoded, "numa_node": numa_node or 0, "map_extra": shape.map_extra}
         try:
-            return _made(shape, cls.described if btf or cls.described == "must" else "never",
-                         options)
+            return _made(shape, described, options, btf == "bpftool")
         except BpfError as error:
             raise _explained(error, shape) from None
 
@@ -158,13 +172,14 @@ def _explained(error: BpfError, shape: Shape) -> BpfError:
         + f"; this is {os.uname().release}")
 
 
-def _made(shape: Shape, described: Described, options: dict[str, Any]) -> Fd:
+def _made(shape: Shape, described: Described, options: dict[str, Any],
+          bpftool: bool) -> Fd:
     """Create the map; described by BTF if that may be."""
     sizes = (shape.kind, shape.key_size, shape.value_size, shape.max_entries, int(shape.flags))
     if described == "never" or shape.key is None or shape.value is None:
         return syscall.map_create(*sizes, **options)
     try:
-        blob, key_id, value_id = btf_module.encode(shape.key, shape.value)
+        blob, key_id, value_id = btf_module.encode(shape.key, shape.value, bpftool_safe=bpftool)
         loaded = syscall.btf_load(blob)
     except (BpfError, TypeError, ValueError):
         if described == "must":
@@ -318,17 +333,13 @@ def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str) -> Map:
 
 def _from_btf(info: dict[str, Any], btf: str) -> dict[str, np.dtype[Any]]:
     try:
-        loaded = syscall.btf_get_fd_by_id(info["btf_id"])
+        blob = btf_blob(info["btf_id"])
     except PermissionDenied:
         if btf == "require":
             raise
         warnings.warn(f"map {info['id']} has BTF, but reading it needs CAP_SYS_ADMIN: its keys "
                       "and values are void bytes; give key= and value=", stacklevel=4)
         return {}
-    try:
-        blob = syscall.btf_bytes(loaded)
-    finally:
-        loaded.close()
     ids = {what: number for what in ("key", "value") if (number := info[f"btf_{what}_type_id"])}
     try:
         types = btf_module.Btf(blob)

@@ -206,6 +206,11 @@ def map_get_fd_by_id(uint32_t number, uint32_t open_flags=0):
     return _fd_by_id(FM_MAP_GET_FD_BY_ID, number, open_flags, "map")
 
 
+def prog_get_fd_by_id(uint32_t number):
+    """BPF_PROG_GET_FD_BY_ID."""
+    return _fd_by_id(FM_PROG_GET_FD_BY_ID, number, 0, "program")
+
+
 def btf_get_fd_by_id(uint32_t number):
     """BPF_BTF_GET_FD_BY_ID."""
     return _fd_by_id(FM_BTF_GET_FD_BY_ID, number, 0, "BTF")
@@ -244,13 +249,14 @@ def map_info(Fd fd):
 
 
 def prog_info(Fd fd):
-    """BPF_OBJ_GET_INFO_BY_FD of a program: type, id and name."""
+    """BPF_OBJ_GET_INFO_BY_FD of a program: type, id, name, tag, and the id of its BTF or 0."""
     cdef fm_prog_info_head info
     memset(&info, 0, sizeof(info))
     _require(fd, "bpf-prog")
     _get_info(fd, &info, sizeof(info))
     name = (<bytes>info.name[:16]).split(b"\0", 1)[0].decode(errors="replace")
-    return {"type": info.type, "id": info.id, "name": name, "tag": (<bytes>info.tag[:8]).hex()}
+    return {"type": info.type, "id": info.id, "name": name, "tag": (<bytes>info.tag[:8]).hex(),
+            "btf_id": info.btf_id}
 
 
 cdef int _require(Fd fd, str kind) except -1:

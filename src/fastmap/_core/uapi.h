@@ -189,6 +189,16 @@ struct fm_prog_info_head { /* the first bytes of struct bpf_prog_info */
     uint32_t nr_map_ids;
     uint64_t map_ids;
     char name[16];
+    uint32_t ifindex;
+    uint32_t gpl_compatible;
+    uint64_t netns_dev;
+    uint64_t netns_ino;
+    uint32_t nr_jited_ksyms;
+    uint32_t nr_jited_func_lens;
+    uint64_t jited_ksyms;
+    uint64_t jited_func_lens;
+    uint32_t btf_id;
+    uint32_t func_info_rec_size;
 };
 
 struct fm_btf_info {
@@ -215,6 +225,7 @@ _Static_assert(offsetof(struct fm_btf_load, btf_log_level) == 24, "BPF_BTF_LOAD"
 _Static_assert(sizeof(struct fm_map_info) == 88, "struct bpf_map_info");
 _Static_assert(offsetof(struct fm_map_info, btf_id) == 64, "struct bpf_map_info btf_id");
 _Static_assert(offsetof(struct fm_prog_info_head, name) == 64, "struct bpf_prog_info name");
+_Static_assert(offsetof(struct fm_prog_info_head, btf_id) == 128, "struct bpf_prog_info btf_id");
 _Static_assert(sizeof(struct fm_btf_info) == 32, "struct bpf_btf_info");
 
 static inline uint64_t fm_ptr(const void *pointer)

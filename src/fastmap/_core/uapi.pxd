@@ -128,6 +128,7 @@ cdef extern from "uapi.h" nogil:
         uint32_t id
         uint8_t tag[8]
         char name[16]
+        uint32_t btf_id
 
     struct fm_btf_info:
         uint64_t btf
