@@ -43,3 +43,12 @@ def as_bytes(m: Any) -> Iterator[Any]:
     with fastmap.open(fd=m.fileno(), key=f"V{m.key_dtype.itemsize}",
                       value=f"V{m.value_dtype.itemsize}") as other:
         yield other
+
+
+def bpf(command: int, attr: bytes) -> int:
+    """Issue any command; return what it gives, or raise `OSError`."""
+    buffer = ctypes.create_string_buffer(attr, len(attr))
+    result = _libc.syscall(_SYS_BPF, command, buffer, len(attr))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"bpf({command})")
+    return int(result)

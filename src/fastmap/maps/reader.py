@@ -42,7 +42,7 @@ class Reader:
         self._stride = stride if columns is None else self._dtype.itemsize
         self._cpus = cpus
         self._key_dtype = source.key_dtype
-        self._core = BatchReader(source, source.max_entries, is_array, columns, chunk or 0)
+        self._core = BatchReader(source, source._most, is_array, columns, chunk or 0)
         self._filtered = where is not None
         self._walks = 0
         self._mapped: Mapping | None = None
@@ -165,7 +165,7 @@ class Reader:
 
 def count(source: Map) -> int:
     """Count the entries of a map by a walk, in bounded memory."""
-    core = BatchReader(source, source.max_entries, False, _nothing(source), 0)
+    core = BatchReader(source, source._most, False, _nothing(source), 0)
     total = 0
     while not core.ended:
         total += core.fill(False, False)
@@ -174,7 +174,7 @@ def count(source: Map) -> int:
 
 def sweep(source: Map) -> None:
     """Delete the entries of a map in one bounded walk."""
-    core = BatchReader(source, source.max_entries, False, _nothing(source), 0)
+    core = BatchReader(source, source._most, False, _nothing(source), 0)
     while not core.ended:
         core.fill(True, False)
 
