@@ -38,6 +38,7 @@ from fastmap.maps.storage import (
     CgrpStorage,
     InodeStorage,
     PerCpuCgroupStorage,
+    PidFd,
     SkStorage,
     TaskStorage,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "PerCpuHashMap",
     "PerfEventArray",
     "PermissionDenied",
+    "PidFd",
     "ProgArray",
     "ProgType",
     "Program",
