@@ -49,29 +49,30 @@ def as_bytes(m: Any) -> Iterator[Any]:
         yield other
 
 
-def _bpf(command: int, attr: bytes) -> int:
-    result: int = _libc.syscall(_SYS_BPF, command, attr, len(attr))
+def bpf(command: int, attr: bytes) -> int:
+    """Issue any command; return what it gives, or raise `OSError`."""
+    buffer = ctypes.create_string_buffer(attr, len(attr))
+    result = _libc.syscall(_SYS_BPF, command, buffer, len(attr))
     if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
+        raise OSError(ctypes.get_errno(), f"bpf({command})")
+    return int(result)
 
 
 @contextmanager
 def attached(prog: Any, target: Any, kind: int) -> Iterator[None]:
     """Attach a program to a map (BPF_PROG_ATTACH), such as a verdict to a SOCKMAP."""
     attr = struct.pack("=IIII", target.fileno(), prog.fileno(), kind, 0)
-    _bpf(8, attr)
+    bpf(8, attr)
     try:
         yield
     finally:
-        _bpf(9, attr)
+        bpf(9, attr)
 
 
 @contextmanager
 def on_device(prog: Any, ifindex: int) -> Iterator[None]:
     """Run an XDP program on what a network device receives."""
-    link = _bpf(int(Command.LINK_CREATE), struct.pack("=IIII", prog.fileno(), ifindex, 37, 0))
+    link = bpf(int(Command.LINK_CREATE), struct.pack("=IIII", prog.fileno(), ifindex, 37, 0))
     try:
         yield
     finally:

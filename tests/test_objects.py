@@ -105,7 +105,7 @@ REFUSED: list[tuple[dict[str, Any], int, Any]] = [
     ({"type": "percpu_hash", "value": "V32769"}, errno.E2BIG, BpfError),
     ({"type": "lru_hash", "flags": MapFlag.NO_PREALLOC}, 524, NotSupported),
     ({"type": "array", "flags": MapFlag.NO_PREALLOC}, errno.EINVAL, BpfError),
-    ({"type": "stack_trace", "value": "u4"}, errno.EINVAL, BpfError),
+    ({"type": "stack_trace", "value": "V1024"}, errno.EINVAL, BpfError),
 ]  # fmt: skip
 
 

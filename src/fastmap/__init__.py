@@ -40,6 +40,7 @@ from fastmap.maps.storage import (
     CgrpStorage,
     InodeStorage,
     PerCpuCgroupStorage,
+    PidFd,
     SkStorage,
     TaskStorage,
 )
@@ -102,6 +103,7 @@ __all__ = [
     "PerfEventArray",
     "PermissionDenied",
     "Pin",
+    "PidFd",
     "ProgArray",
     "ProgType",
     "Program",

@@ -102,6 +102,8 @@ _SLOTS = frozenset(
      MapType.DEVMAP, MapType.CPUMAP, MapType.XSKMAP, MapType.SOCKMAP, MapType.REUSEPORT_SOCKARRAY}
 )
 _WRITTEN_ONLY = frozenset({MapType.PERF_EVENT_ARRAY, MapType.CGROUP_ARRAY, MapType.XSKMAP})
+_STORAGES = frozenset({MapType.SK_STORAGE, MapType.INODE_STORAGE, MapType.TASK_STORAGE,
+                       MapType.CGRP_STORAGE})
 _ALL_TYPES = frozenset(MapType)
 
 _LOOKUPS = frozenset(
@@ -170,7 +172,27 @@ _REFERENCES: tuple[_Row, ...] = (
      "the value is not a perf event (or this map is closed)"),
 )
 
+# Values that belong to something else, which comes and goes.
+_OF_STORAGES: tuple[_Row, ...] = (
+    (_errno.ENOENT, _UPDATES, _STORAGES, KeyNotFound,
+     "its owner is gone, or has no value here and the update said EXIST"),
+    (_errno.ENOENT, _ELEMENTS, _STORAGES, KeyNotFound, "the owner has no value here, or is gone"),
+    (_errno.ENOTSOCK, _ELEMENTS, _STORAGES, BpfError, "the descriptor is not a socket's"),
+    (_errno.EBADF, _ELEMENTS, frozenset({MapType.TASK_STORAGE}), BpfError,
+     "the descriptor is closed, or not a pidfd"),
+    (_errno.EBADF, _ELEMENTS, frozenset({MapType.CGRP_STORAGE}), BpfError,
+     "the descriptor is closed, or not of a cgroup's folder"),
+    (_errno.EBADF, _ELEMENTS, _STORAGES, BpfError, "the descriptor is closed"),
+    (_errno.ENOENT, _UPDATES,
+     frozenset({MapType.CGROUP_STORAGE, MapType.PERCPU_CGROUP_STORAGE}), KeyNotFound,
+     "no program with this map is attached to that cgroup (by that attach type)"),
+    (_errno.EINVAL, _UPDATES, frozenset({MapType.STACK_TRACE}), NotSupported,
+     "only programs write stacks"),
+    (ENOTSUPP, frozenset({Command.MAP_FREEZE}), frozenset(MapType), NotSupported,
+     "a map whose values hold a spin lock, a timer or the like, or STRUCT_OPS, cannot be frozen"),
+)
 _TABLE: tuple[_Row, ...] = (
+    *_OF_STORAGES,
     (_errno.ENOENT, _UPDATES, _ALL_TYPES, KeyNotFound, "no such key, and the update said EXIST"),
     (_errno.ENOENT, _ELEMENTS, _ARRAYS, KeyNotFound, "the index is past the end of the array"),
     (_errno.ENOENT, _LOOKUPS, frozenset({MapType.QUEUE, MapType.STACK}), KeyNotFound,

@@ -27,16 +27,23 @@ from fastmap.enums import (
     running_kernel,
     version_text,
 )
-from fastmap.errors import BpfError, KeyExists, NotSupported, ObjectNotFound, PermissionDenied
+from fastmap.errors import (
+    ENOTSUPP,
+    BpfError,
+    KeyExists,
+    NotSupported,
+    ObjectNotFound,
+    PermissionDenied,
+)
 from fastmap.inventory import maps as maps
-from fastmap.maps.base import Map, check_way
+from fastmap.maps.base import Map, check_way, locked
 from fastmap.maps.families import class_of
 from fastmap.maps.nested import Inner, MapOfMaps, check_inner
 from fastmap.maps.records import Kinds, Record
-from fastmap.maps.rules import Described, Shape
+from fastmap.maps.rules import LOCKABLE, Described, Shape
 from fastmap.maps.streams import RingBuffer
 from fastmap.token import Token
-from fastmap.types import btf_blob
+from fastmap.types import btf_blob, read_btf
 
 
 def create(
@@ -137,6 +144,9 @@ def create(
         if not btf or described == "never":
             raise ValueError(f"the kernel knows a lock by the BTF alone: "
                              f"{'btf=False' if not btf else kind.name + ' maps have none'}")
+        if locked(shape.value) and kind not in LOCKABLE:
+            raise NotSupported(ENOTSUPP, f"{kind.name} maps take no values with a bpf_spin_lock; "
+                               f"{', '.join(each.name for each in LOCKABLE)} do")
         described = "must"
     elif not btf and described != "must":
         described = "never"
@@ -396,7 +406,10 @@ def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record = N
         if dtype is not None:
             dtypes[what] = dtype
     missing = [what for what in sides if what not in dtypes and info[f"{what}_size"]]
-    if missing and info["btf_id"]:
+    if "value" in missing and info["btf_vmlinux_value_type_id"]:
+        dtypes.update(_from_kernel(info))
+        source = "btf" if "value" in dtypes else source
+    elif missing and info["btf_id"]:
         found = _from_btf(info, btf)
         for what, dtype in found.items():
             if what in missing and dtype.itemsize == info[f"{what}_size"]:
@@ -407,6 +420,15 @@ def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record = N
     if issubclass(cls, MapOfMaps):
         extra = {"opener": _inner}
     return cls(fd, dtypes.get("key"), dtypes.get("value"), dtype_source=source, via=via, **extra)
+
+
+def _from_kernel(info: dict[str, Any]) -> dict[str, np.dtype[Any]]:
+    """Return the dtype of a value that is a struct of the kernel's own: of STRUCT_OPS."""
+    try:
+        dtype = read_btf().dtype(info["btf_vmlinux_value_type_id"])
+    except (OSError, ValueError):
+        return {}  # a kernel without BTF for all to see
+    return {"value": dtype} if dtype.itemsize == info["value_size"] else {}
 
 
 def _from_btf(info: dict[str, Any], btf: str) -> dict[str, np.dtype[Any]]:

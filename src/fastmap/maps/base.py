@@ -20,7 +20,8 @@ from fastmap._core.codec import PerCpuCodec, codec_of
 from fastmap._core.map import MapCore
 from fastmap._core.rows import Rows, rows_of
 from fastmap._core.syscall import Fd
-from fastmap.enums import ANY, Command, MapFlag, MapType
+from fastmap.btf_special import special_fields
+from fastmap.enums import ANY, Command, MapFlag, MapType, UpdateFlag
 from fastmap.errors import NotSupported
 from fastmap.inventory import MapInfo
 from fastmap.maps.rules import GIVEN, Described, Shape, Side
@@ -159,6 +160,13 @@ class Map(MapCore):
         self.value_dtype: np.dtype[Any] = value  # type: ignore[assignment]
         self.dtype_source = dtype_source
         self._via = check_way(via)
+        if locked(value):
+            self._lock = int(UpdateFlag.LOCK)
+
+    @property
+    def _most(self) -> int:
+        """How many entries the map can have: more than that, no walk looks at."""
+        return self.max_entries
 
     # ---- the handle ----------------------------------------------------------------------------
 
@@ -431,6 +439,12 @@ class Map(MapCore):
         else:
             applied = in_threads(part, keys.count, threads)
         return applied if errnos is None else errnos
+
+
+def locked(value: np.dtype[Any] | None) -> bool:
+    """Tell whether values of this dtype hold a `fastmap.spin_lock`."""
+    return value is not None and any(
+        place.kind == "bpf_spin_lock" for place in special_fields(value).values())
 
 
 def check_way(via: str) -> str:

@@ -41,7 +41,7 @@ class Reader:
         self._stride = stride if columns is None else self._dtype.itemsize
         self._cpus = cpus
         self._key_dtype = source.key_dtype
-        self._core = source._reads_by(source, source.max_entries, is_array, columns, chunk or 0)
+        self._core = source._reads_by(source, source._most, is_array, columns, chunk or 0)
         self._key_objects = source._key_objects
         self._filtered = where is not None
         self._walks = 0
@@ -166,7 +166,7 @@ class Reader:
 
 def count(source: Map) -> int:
     """Count the entries of a map by a walk, in bounded memory."""
-    core = source._reads_by(source, source.max_entries, False, _nothing(source), 0)
+    core = source._reads_by(source, source._most, False, _nothing(source), 0)
     total = 0
     while not core.ended:
         total += core.fill(False, False)
@@ -175,7 +175,7 @@ def count(source: Map) -> int:
 
 def sweep(source: Map) -> None:
     """Delete the entries of a map in one bounded walk."""
-    core = source._reads_by(source, source.max_entries, False, _nothing(source), 0)
+    core = source._reads_by(source, source._most, False, _nothing(source), 0)
     while not core.ended:
         core.fill(True, False)
 
