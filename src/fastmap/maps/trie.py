@@ -180,9 +180,7 @@ class LpmTrie(HashMap):
 
     def lookup_and_delete_many(self, keys: Keys, *, reduce: Reduce = None,
                                via: str | None = None) -> tuple[Array, Array]:
-        """Refuse, as `lookup_and_delete` does; ``lookup_many`` and ``delete_many`` are two steps.
-
-        """
+        """Refuse, as `lookup_and_delete` does; `lookup_many` and `delete_many` are two steps."""
         self.fileno()
         raise NotSupported(95, "BPF_MAP_LOOKUP_AND_DELETE_ELEM is not there for LPM_TRIE: "
                            "lookup_many, then delete_many")
@@ -202,18 +200,14 @@ class LpmTrie(HashMap):
         return value
 
     def popitem(self) -> tuple[Any, Any]:
-        """Delete an entry, some one, and return it, in two steps; `KeyError` where there is none.
-
-        """
+        """Delete an entry, some one, and return it, in two steps; `KeyError`: there is none."""
         for batch in self.reader(chunk=1).drain_chunks():
             for item in batch.items():
                 return item
         raise KeyError("the map is empty")
 
     def setdefault(self, key: Any, default: Any) -> Any:
-        """Return the value of exactly the prefix `key`; where there is none, set it to `default`.
-
-        """
+        """Return the value of exactly the prefix `key`; where it is missing, set `default`."""
         with suppress(KeyExists):  # no lookup first: it may find a shorter prefix
             self._update(key, default, NOEXIST)
         return self.lookup(key)
