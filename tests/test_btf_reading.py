@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_btf import INT32, UNSIGNED_CHAR, blob, dtypes, info
 
-from fastmap.btf import Btf, Kind, encode
+from fastmap.btf import Btf, Kind, Layout, encode
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 DType = np.dtype[Any]
@@ -379,7 +379,7 @@ def test_variables_that_all_fail_late_do_not_hang() -> None:
 
 CALLS: list[Callable[[Btf, int], object]] = [
     Btf.kind, Btf.name, Btf.resolve, Btf.size, Btf.dtype, Btf.members, Btf.enum, Btf.datasec,
-    Btf.bitfields,
+    Btf.layout, Btf.variables,
 ]  # fmt: skip
 
 
@@ -397,9 +397,17 @@ def exercise(data: bytes) -> None:
             if isinstance(result, np.dtype):
                 assert result.itemsize == types.size(number)
                 hash(result)
+            elif isinstance(result, Layout) and result.dtype.itemsize < 1 << 20:
+                records = np.zeros(1, result.dtype)
+                for bits in result.bitfields.values():
+                    assert not bits.extract(records).any()
+                for path in [*result.enums, *result.special]:
+                    assert isinstance(path, str)
     for name in ("", "a", "value", "x\0", "é"):
         with contextlib.suppress(KeyError):
             assert 0 < types.find(name) < len(types)
+        with contextlib.suppress(KeyError, ValueError):
+            assert types.dtype(types.named(name)) is not None
 
 
 @given(st.binary(max_size=300))

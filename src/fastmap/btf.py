@@ -398,6 +398,8 @@ class Btf(Types):
     def _section(self, type_id: int, size: int, walk: _Walk) -> _Built:
         walk.spend(self._type(type_id).vlen)
         fields: list[_Field] = []
+        if not size and self._type(type_id).vlen:
+            raise self._bad(type_id, "a section whose size and offsets no linker has filled in")
         for variable in self.datasec(type_id):
             if variable.offset + variable.size > size or size > _MAX_ITEMSIZE:
                 raise self._bad(type_id, f"{variable.name!r} lies beyond its {size} bytes")

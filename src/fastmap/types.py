@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, Protocol, TypeAlias
+from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 
@@ -182,11 +184,8 @@ def _at(path: str | os.PathLike[str]) -> tuple[Btf, _Roles]:
         where = _KERNEL / path
     if not S_ISREG(where.stat().st_mode):
         raise ValueError(f"{where} is no file")
-    with where.open("rb") as file:
-        try:
-            head = file.read(4)
-        except OSError:
-            head = b""  # the pin of a program
+    with _opened(where) as file:
+        head = file.read(4)
         if head[:2] in _BTF_MAGICS:
             split = where.parent == _KERNEL and where.name != "vmlinux"
             return Btf(head + file.read(), read_btf() if split else None), {}
@@ -203,3 +202,12 @@ def _at(path: str | os.PathLike[str]) -> tuple[Btf, _Roles]:
         raise ValueError(
             f"{where} is no ELF file, no raw BTF, and cannot be opened as a pin ({error})"
         ) from None
+
+
+def _opened(where: Path) -> BinaryIO:
+    try:
+        return where.open("rb")
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return BytesIO()  # a pin: of all but maps with BTF, the kernel lets nothing be read
