@@ -24,8 +24,8 @@ FLOORS = (
      " _core.map _core.batch _core.prefix _core.trie _core.queue _core.program _core.run"
      " _core.mount _core.ring _core.join dtypes btf_special btf_build btf_read btf elf asm",),
     ("features", "accel", "arrow", "mounts inventory"),
-    ("maps.rules maps.base maps.reader maps.variables maps.tables maps.trie maps.queues maps.nested"
-     " maps.references maps.storage maps.code maps.records maps.streams maps.arena"
+    ("maps.rules maps.base maps.reader maps.variables maps.tables maps.trie maps.queues maps.slots"
+     " maps.nested maps.references maps.storage maps.code maps.records maps.streams maps.arena"
      " maps.families",),
     ("types token compatible objects",),
     ("collect",),

@@ -166,7 +166,7 @@ def test_dtypes_without_btf_are_those_of_the_inner_map(make: Make, bpffs: Path) 
 DIFFERENT: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (HASH, {"type": "lru_hash"}, "type is LRU_HASH, not HASH$"),
     (HASH, {"key": "u8"}, "key size is 8, not 4$"),
-    (HASH, {"value": "u8", "key": "u2"}, "key size is 2, not 4; value size is 8, not 12$"),
+    (HASH, {"value": [("a", "u8")], "key": "u2"}, "key size is 2, not 4; value size is 8, not 12$"),
     (HASH, {"flags": MapFlag.NO_PREALLOC}, "flags is NO_PREALLOC, not 0$"),
     (ARRAY, {"max_entries": 5}, "max_entries is 5, not 4; .*INNER_MAP"),
     ({**ARRAY, "flags": MapFlag.INNER_MAP}, {"flags": 0}, "flags is 0, not INNER_MAP$"),
