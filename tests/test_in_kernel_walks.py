@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -14,8 +15,7 @@ from hypothesis import strategies as st
 from support import child, in_child
 
 import fastmap
-from fastmap import MapFlag, NotSupported, PermissionDenied, accel, touching
-from fastmap._core.rows import rows_of
+from fastmap import EXIST, MapFlag, NotSupported, PermissionDenied, accel, touching
 from fastmap.enums import running_kernel
 
 pytestmark = pytest.mark.needs("in-kernel")
@@ -135,8 +135,7 @@ def test_what_no_walk_can_do(make: Make, filled: Filled) -> None:
         m.snapshot(via="kernel", exact=False)
     with pytest.raises(NotSupported, match="drain"):
         m.drain(via="kernel")
-    large = make("hash", key="u4", value="u1", max_entries=accel.MOST_WALKED + 1,
-                 flags=MapFlag.NO_PREALLOC)
+    large = make("hash", key="u4", value="V300", max_entries=1 << 18, flags=MapFlag.NO_PREALLOC)
     with pytest.raises(NotSupported, match="too many"):
         large.snapshot(via="kernel", exact=False)
     assert len(large.snapshot(exact=False)) == 0
@@ -229,16 +228,23 @@ def test_queues(make: Make, kind: str, size: int) -> None:
     n = 20_000
     m = make(kind, value=f"V{size}", max_entries=n)
     values = np.frombuffer(np.random.default_rng(1).bytes(size * n), f"V{size}")
-    push, pop = m._way("kernel", "push", 1), m._way("kernel", "pop", 1)
-    out = np.zeros(n + 5, f"V{size}")
-    assert push.push_rows(rows_of(values[:7], m._value)) == 7
-    assert pop.pop_rows(out) == 7
     order = slice(None) if kind == "queue" else slice(None, None, -1)
-    assert out[:7].tobytes() == values[:7][order].tobytes() and pop.pop_rows(out) == 0
-    with pytest.raises(fastmap.MapFull) as caught:
-        push.push_rows(rows_of(np.concatenate([values, values[:3]]), m._value))
-    assert caught.value.applied == n  # type: ignore[attr-defined]
-    assert pop.pop_rows(out) == n and out[:n].tobytes() == values[order].tobytes()
+    for via in ("kernel", "auto", "syscall"):
+        assert m.push_many(values[:7], via=via) == 7
+        assert m.pop_many(20, via=via).tobytes() == values[:7][order].tobytes() and not m
+        with pytest.raises(fastmap.MapFull) as caught:
+            m.push_many(np.concatenate([values, values[:3]]), via=via)
+        assert caught.value.applied == n  # type: ignore[attr-defined]
+        codes = m.push_many(values[:3], via=via, errors="return")
+        assert codes.tolist() == [errno.E2BIG] * 3
+        assert m.drain(via=via).tobytes() == values[order].tobytes() and not m
+        assert len(m.pop_many(5, via=via)) == 0
+    assert m._in_kernel.has("push") and m._in_kernel.has("pop")
+    m.push_many(values, via="kernel")
+    assert m.push_many(values[:5], flags=EXIST, via="kernel") == 5
+    with (fastmap.open(id=m.id, readonly=True, value=f"V{size}") as reading,
+          pytest.raises(PermissionDenied)):
+        reading.push_many(values[:1], via="kernel")
 
 
 # ---- memory that is touched ahead ---------------------------------------------------------------

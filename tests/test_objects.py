@@ -105,7 +105,7 @@ REFUSED: list[tuple[dict[str, Any], int, Any]] = [
     ({"type": "percpu_hash", "value": "V32769"}, errno.E2BIG, BpfError),
     ({"type": "lru_hash", "flags": MapFlag.NO_PREALLOC}, 524, NotSupported),
     ({"type": "array", "flags": MapFlag.NO_PREALLOC}, errno.EINVAL, BpfError),
-    ({"type": "stack_trace", "value": "u4"}, errno.EINVAL, BpfError),
+    ({"type": "stack_trace", "value": "V1024"}, errno.EINVAL, BpfError),
 ]  # fmt: skip
 
 
@@ -291,9 +291,9 @@ def test_create_with_a_pin(make: Make, bpffs: Path, exist_ok: bool) -> None:
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"type": "lru_hash"}, "type is 1, not 9"), ({"key": "u8"}, "key_size is 4, not 8"),
+    ({"type": "lru_hash"}, "type is HASH, not LRU_HASH"), ({"key": "u8"}, "key_size is 4, not 8"),
     ({"value": "u2"}, "value_size is 4, not 2"), ({"max_entries": 5}, "max_entries is 4, not 5"),
-    ({"flags": MapFlag.NO_PREALLOC}, "map_flags is 0, not 1"),
+    ({"flags": MapFlag.NO_PREALLOC}, "flags is none, not NO_PREALLOC"),
     ({"key": "u8", "max_entries": 3}, "key_size.*max_entries"),
 ])  # fmt: skip
 def test_exist_ok_wants_the_same_map(make: Make, bpffs: Path, change: Any, words: str) -> None:

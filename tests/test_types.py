@@ -293,7 +293,7 @@ class _Guarded(io.BytesIO):
 
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=8),
        st.sampled_from([32, 64]), st.integers(0, 500))
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 def test_hostile_elf_files(edits: list[tuple[int, int]], bits: int, length: int) -> None:
     data = bytearray(elf_file({".text": b"abc", ".BTF": b"types"}, bits=bits))
     for at, value in edits:

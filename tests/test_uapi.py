@@ -28,8 +28,10 @@ STRUCTS = {
     "fm_info": ("bpf_attr", "info"),
     "fm_raw_tracepoint": ("bpf_attr", "raw_tracepoint"),
     "fm_btf_load": ("bpf_attr", "btf"),
+    "fm_bind_map": ("bpf_attr", "prog_bind_map"),
+    "fm_token_create": ("bpf_attr", "token_create"),
     "fm_map_info": ("bpf_map_info", ""),
-    "fm_prog_info_head": ("bpf_prog_info", ""),
+    "fm_prog_info": ("bpf_prog_info", ""),
     "fm_btf_info": ("bpf_btf_info", ""),
 }
 #: Fields that have another name here than in the kernel.

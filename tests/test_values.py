@@ -116,6 +116,24 @@ def test_sub_arrays() -> None:
         assert m[8, (10, 0, 0, 0)]["addr"].tolist() == [10, 0, 0, 0]
 
 
+def test_sub_arrays_of_records(make: Make) -> None:
+    """Lists of tuples, which numpy itself would take for one more axis."""
+    m = make("hash", key="u4", value=[("spans", FLOW, (2, 2))], max_entries=4)
+    rows = [[(1, 2, 3), (4, 5, 6)], [(7, 8, 9), (10, 11, 12)]]
+    m[1] = (rows,)
+    assert m[1]["spans"].tolist() == rows
+    m[2] = (tuple(tuple(row) for row in rows),)
+    m[3] = (np.array(rows, FLOW),)
+    assert m[2] == m[1] == m[3]
+    for wrong, error in ((rows[:1], ValueError), ([rows[0], rows[1] * 2], ValueError),
+                         ([[(1, 2, 3), (1, 2)], rows[1]], ValueError),
+                         ([[(1, 2, 3), (1, 2, 300)], rows[1]], OverflowError),
+                         ([[(1, 2, 3), 5], rows[1]], TypeError), (5, TypeError)):
+        with pytest.raises(error):
+            m[4] = (wrong,)
+    assert 4 not in m
+
+
 @pytest.mark.parametrize("dtype", (FLOW, NESTED, HOLES), ids=str)
 def test_records_are_read_only_and_hash(make: Make, dtype: Any) -> None:
     m = make("hash", key=dtype, value=dtype, max_entries=8)

@@ -15,8 +15,9 @@ from fastmap.errors import (
     PermissionDenied,
 )
 from fastmap.features import Feature, Features, features
+from fastmap.inventory import MapInfo, ProgramInfo, programs
 from fastmap.maps.arena import Arena
-from fastmap.maps.base import Batch, Map, MapInfo
+from fastmap.maps.base import Batch, Map
 from fastmap.maps.code import InsnArray, StackTrace, StructOps
 from fastmap.maps.nested import ArrayOfMaps, HashOfMaps
 from fastmap.maps.queues import BloomFilter, Queue, Stack
@@ -39,6 +40,7 @@ from fastmap.maps.storage import (
     CgrpStorage,
     InodeStorage,
     PerCpuCgroupStorage,
+    PidFd,
     SkStorage,
     TaskStorage,
 )
@@ -51,7 +53,10 @@ from fastmap.maps.tables import (
     ResizableHashMap,
 )
 from fastmap.maps.trie import LpmTrie
+from fastmap.maps.variables import Variables
+from fastmap.mounts import Bpffs, Pin, bpffs, pins
 from fastmap.objects import create, maps, open
+from fastmap.token import Token
 from fastmap.types import btf_dtype, btf_layout, read_btf
 
 __version__ = "0.1.0"
@@ -67,6 +72,7 @@ __all__ = [
     "BatchError",
     "BloomFilter",
     "BpfError",
+    "Bpffs",
     "CgroupArray",
     "CgroupStorage",
     "CgrpStorage",
@@ -96,9 +102,12 @@ __all__ = [
     "PerCpuHashMap",
     "PerfEventArray",
     "PermissionDenied",
+    "Pin",
+    "PidFd",
     "ProgArray",
     "ProgType",
     "Program",
+    "ProgramInfo",
     "Queue",
     "Reader",
     "ResizableHashMap",
@@ -112,11 +121,14 @@ __all__ = [
     "StreamBatch",
     "StructOps",
     "TaskStorage",
+    "Token",
     "UpdateFlag",
     "UserRingBuffer",
+    "Variables",
     "XskMap",
     "btf_dtype",
     "btf_layout",
+    "bpffs",
     "create",
     "features",
     "maps",
@@ -125,4 +137,7 @@ __all__ = [
     "possible_cpus",
     "read_btf",
     "spin_lock",
+    "pins",
+    "possible_cpus",
+    "programs",
 ]

@@ -1,12 +1,13 @@
 """The in-kernel way: programs made for a map, their buffers and their cache.
 
 `InKernel.takes` is the rule by which a call takes this way. What a program does stands in
-`fastmap.programs`, how it is run in `fastmap._core.run`.
+`fastmap.loops`, how it is run in `fastmap._core.run`.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from functools import partial
 from time import sleep
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmap import programs, touching, walks
+from fastmap import loops, touching, walks
 from fastmap._core import syscall
 from fastmap._core.codec import PerCpuCodec
 from fastmap._core.columns import Columns
@@ -26,6 +27,7 @@ from fastmap._core.syscall import Fd
 from fastmap._core.walk import Walker
 from fastmap.asm import Code
 from fastmap.btf import Btf
+from fastmap.btf_special import special_fields as marked_fields
 from fastmap.enums import (
     Command,
     MapFlag,
@@ -120,12 +122,14 @@ class InKernel:
         key_size = core._key.size if core._key is not None else 0
         each = key_size + row.size + 4
         chunk = max(1, min(LONGEST_RUN, BUFFER_BYTES // each))
-        self.layout = programs.Layout(key_size, size, chunk, cpus)
+        self.layout = loops.Layout(key_size, size, chunk, cpus)
         self._touches = (self.kind in _HASHES and key_size <= touching.LONGEST_KEY
                          and entries >= touching.FEWEST_ENTRIES
                          and running_kernel() >= _MAY_GOTO)
         self._idle: list[Runner] = []
         self._closed = False
+        # What a process has loaded: a forked child has none of it.
+        self._loaded: set[tuple[int, str]] = set()
         # Why a program could not be loaded, by what it would do: asked for once.
         self._failed: dict[str, str] = {}
         self._reasons: dict[tuple[str, int], str] = {}
@@ -183,7 +187,7 @@ class InKernel:
             if work == "exact walk" and self.kind in _HASHES:
                 return ("a program's walk over a hash that changes may repeat or miss an entry: "
                         "it takes exact=False")
-            return f"no program can {work} {kind} maps"
+            return f"no program can {work} {kind} maps" if work else f"not for {kind} maps"
         if running_kernel() < since:
             return f"it needs Linux {version_text(since)} ({kind})"
         if self._flags & (MapFlag.RDONLY_PROG | MapFlag.WRONLY_PROG):
@@ -192,6 +196,8 @@ class InKernel:
             return f"flags={flags}: a program updates with ANY, NOEXIST or EXIST"
         if work == "increment" and not self._fields:
             return ("increments are for values that consist of aligned integers of 4 and 8 bytes")
+        if there := marked_fields(core._value.dtype):
+            return f"the map's values hold {', '.join(sorted({p.kind for p in there.values()}))}"
         return special_fields(core)
 
     # ---- runners -------------------------------------------------------------------------------
@@ -209,6 +215,7 @@ class InKernel:
         try:
             if not runner.has(work):
                 runner.add(work, self.load(core, work, runner))
+                self._loaded.add((os.getpid(), work))
         except BaseException:
             self._give_back(runner)
             raise
@@ -240,13 +247,13 @@ class InKernel:
         """Load the program for `work` over the runner's buffer."""
         fd = core._fd
         makers: dict[str, Callable[..., Code]] = {
-            "lookup": programs.lookup_percpu if self.layout.cpus else programs.lookup,
-            "take": partial(programs.lookup, delete=True),
-            "update": programs.update,
-            "delete": programs.delete,
-            "increment": partial(programs.increment, fields=self._fields),
-            "push": programs.push,
-            "pop": programs.pop,
+            "lookup": loops.lookup_percpu if self.layout.cpus else loops.lookup,
+            "take": partial(loops.lookup, delete=True),
+            "update": loops.update,
+            "delete": loops.delete,
+            "increment": partial(loops.increment, fields=self._fields),
+            "push": loops.push,
+            "pop": loops.pop,
         }
         make = partial(makers[work], fd, runner.buffer, self.layout,
                        may_goto=running_kernel() >= _MAY_GOTO)
@@ -273,7 +280,7 @@ class InKernel:
                     self._failed[work] = str(error)
                 if not asked:
                     return by_call()
-                if not self.has(work):
+                if (os.getpid(), work) not in self._loaded:
                     raise _explained(error) from error
                 sleep(0.0002)  # those that are loaded are in use by other threads
                 continue
@@ -293,6 +300,7 @@ class InKernel:
                 for work in works:
                     if not runners[-1].has(work):
                         runners[-1].add(work, self.load(core, work, runners[-1]))
+                        self._loaded.add((os.getpid(), work))
         except BpfError as error:
             raise _explained(error) from error
         finally:
@@ -343,20 +351,21 @@ class Loops:
         return self._way.run(self._core, self._work, True, by_program, by_call)
 
 
-    def push_rows(self, values: Rows, flags: int = 0) -> int:
-        """Push values onto a queue or stack; a full one raises, with ``applied``."""
+    def push_rows(self, values: Rows, flags: int, errnos: npt.NDArray[np.int32] | None,
+                  by_call: Callable[[], int]) -> int:
+        """Push values onto a queue or stack; return how many, as `MapCore._apply_rows` does."""
         def by_program(runner: Runner) -> int:
             return runner.apply_rows(self._work, self._core, Command.MAP_UPDATE_ELEM, None, values,
-                                     flags, "raise")
+                                     flags, "raise" if errnos is None else "return", errnos)
 
-        return self._way.run(self._core, self._work, True, by_program, int)
+        return self._way.run(self._core, self._work, self._asked, by_program, by_call)
 
-    def pop_rows(self, rows: _Rows) -> int:
+    def pop_rows(self, rows: _Rows, by_call: Callable[[], int]) -> int:
         """Pop values off a queue or stack into `rows`; return how many there were."""
         def by_program(runner: Runner) -> int:
             return runner.pop_rows(self._work, self._core, rows)
 
-        return self._way.run(self._core, self._work, True, by_program, int)
+        return self._way.run(self._core, self._work, self._asked, by_program, by_call)
 
 
 class Walks:

@@ -58,9 +58,10 @@ def fitting(spec: npt.DTypeLike, size: int, what: str) -> _DType:
     raise ValueError(f"the map's {what} has {size} bytes, {dtype} has {dtype.itemsize}{hint}")
 
 
-def slots(owner: Any, dtype: _DType, stride: int, count: int) -> np.ndarray[Any, Any]:
+def slots(owner: Any, dtype: _DType, stride: int, count: int,
+          offset: int = 0) -> np.ndarray[Any, Any]:
     """Return a view of `count` values of `dtype`, `stride` bytes apart, in `owner`'s memory."""
-    array = np.frombuffer(owner, slot_dtype(dtype, stride), count)
+    array = np.frombuffer(owner, slot_dtype(dtype, stride), count, offset)
     view: np.ndarray[Any, Any] = array["value"]
     return view
 

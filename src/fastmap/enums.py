@@ -107,6 +107,8 @@ class Command(_Since):
     MAP_DELETE_BATCH = 27, (5, 6)
     LINK_CREATE = 28, (5, 7)
     ITER_CREATE = 33, (5, 8)
+    PROG_BIND_MAP = 35, (5, 10)
+    TOKEN_CREATE = 36, (6, 9)
 
 
 class ProgType(_Since):
@@ -192,21 +194,46 @@ EXIST = UpdateFlag.EXIST
 NAME_BYTES = 15
 
 
-_ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
+_BATCHES = (Command.MAP_LOOKUP_BATCH, Command.MAP_LOOKUP_AND_DELETE_BATCH,
+            Command.MAP_UPDATE_BATCH, Command.MAP_DELETE_BATCH)
 _HASHES = (MapType.HASH, MapType.PERCPU_HASH, MapType.LRU_HASH, MapType.LRU_PERCPU_HASH)
-_ON_TRIE = (Command.MAP_LOOKUP_BATCH, Command.MAP_UPDATE_BATCH, Command.MAP_DELETE_BATCH)
+_RINGS = (MapType.RINGBUF, MapType.USER_RINGBUF)
+_STORAGES = (MapType.SK_STORAGE, MapType.INODE_STORAGE, MapType.TASK_STORAGE,
+             MapType.CGRP_STORAGE)
+_BATCHED = (*_HASHES, MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.LPM_TRIE,
+            MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS, MapType.RHASH)
+_WHOLE = (*_HASHES, MapType.HASH_OF_MAPS, MapType.RHASH)  # which have all four
 
-# Commands that came to a map type later than both did alone; None where they never did.
-_LATER: dict[tuple[Command, MapType], Version | None] = {
+# The map types that a command is not for, on any kernel; or only is for.
+_NEVER: dict[Command, tuple[MapType, ...]] = {
+    Command.MAP_LOOKUP_ELEM: (*_RINGS, MapType.ARENA, MapType.PERF_EVENT_ARRAY,
+                              MapType.CGROUP_ARRAY, MapType.XSKMAP),
+    Command.MAP_UPDATE_ELEM: (*_RINGS, MapType.ARENA, MapType.STACK_TRACE),
+    Command.MAP_DELETE_ELEM: (*_RINGS, MapType.ARENA, MapType.ARRAY, MapType.PERCPU_ARRAY,
+                              MapType.QUEUE, MapType.STACK, MapType.BLOOM_FILTER,
+                              MapType.CGROUP_STORAGE, MapType.PERCPU_CGROUP_STORAGE,
+                              MapType.INSN_ARRAY),
+    Command.MAP_GET_NEXT_KEY: (*_RINGS, *_STORAGES, MapType.ARENA, MapType.QUEUE, MapType.STACK,
+                               MapType.BLOOM_FILTER),
+}
+_ONLY: dict[Command, tuple[MapType, ...]] = {
+    Command.MAP_LOOKUP_AND_DELETE_ELEM: (*_HASHES, MapType.RHASH, MapType.QUEUE, MapType.STACK,
+                                         MapType.STACK_TRACE),
+    Command.MAP_LOOKUP_BATCH: _BATCHED,
+    Command.MAP_UPDATE_BATCH: _BATCHED,
+    Command.MAP_DELETE_BATCH: (*_WHOLE, MapType.LPM_TRIE),
+    Command.MAP_LOOKUP_AND_DELETE_BATCH: _WHOLE,
+}
+
+# Commands that came to a map type later than both did alone.
+_LATER: dict[tuple[Command, MapType], Version] = {
     **{(Command.MAP_LOOKUP_AND_DELETE_ELEM, t): (5, 14) for t in _HASHES},
-    **{(c, MapType.PERCPU_ARRAY): (5, 13)
-       for c in (Command.MAP_LOOKUP_BATCH, Command.MAP_UPDATE_BATCH)},
-    **{(c, MapType.LPM_TRIE): (5, 13) for c in _ON_TRIE},
-    **{(c, t): None for t in _ARRAYS
-       for c in (Command.MAP_DELETE_ELEM, Command.MAP_DELETE_BATCH,
-                 Command.MAP_LOOKUP_AND_DELETE_ELEM, Command.MAP_LOOKUP_AND_DELETE_BATCH)},
-    **{(c, MapType.LPM_TRIE): None
-       for c in (Command.MAP_LOOKUP_AND_DELETE_ELEM, Command.MAP_LOOKUP_AND_DELETE_BATCH)},
+    (Command.MAP_LOOKUP_AND_DELETE_ELEM, MapType.STACK_TRACE): (6, 18),
+    **{(c, t): (5, 13) for c in _BATCHES for t in (MapType.PERCPU_ARRAY, MapType.LPM_TRIE)},
+    **{(c, t): (5, 19) for c in _BATCHES for t in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)},
+    **{(Command.MAP_LOOKUP_ELEM, t): (4, 13)
+       for t in (MapType.PROG_ARRAY, MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)},
+    **{(Command.MAP_LOOKUP_ELEM, t): (5, 7) for t in (MapType.SOCKMAP, MapType.SOCKHASH)},
 }
 
 #: What programs and BTF may contain, and how the kernel treats them, by the names of `features`.
@@ -224,7 +251,20 @@ FREEZE_BY_WRITERS: Version = (6, 5)
 
 def smallest_kernel(command: Command, map_type: MapType) -> Version | None:
     """Return the first Linux with `command` on `map_type`, or None where none has it."""
+    if map_type in _NEVER.get(command, ()) or map_type not in _ONLY.get(command, MapType):
+        return None
     return _LATER.get((command, map_type), max(command.since, map_type.since))
+
+
+_MAPPABLE: dict[MapType, Version] = {
+    MapType.ARRAY: MapFlag.MMAPABLE.since,
+    **{t: t.since for t in (*_RINGS, MapType.ARENA)},
+}
+
+
+def mappable(map_type: MapType) -> Version | None:
+    """Return the first Linux that maps the memory of a `map_type` into a process; None: none."""
+    return _MAPPABLE.get(map_type)
 
 
 def running_kernel() -> Version:

@@ -89,6 +89,21 @@ _HASHES = frozenset(
     {MapType.HASH, MapType.PERCPU_HASH, MapType.LRU_HASH, MapType.LRU_PERCPU_HASH}
 )
 _ARRAYS = frozenset({MapType.ARRAY, MapType.PERCPU_ARRAY})
+_MAPS_OF_MAPS = frozenset({MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS})
+_DEVICES = frozenset({MapType.DEVMAP, MapType.DEVMAP_HASH})
+_CPUS = frozenset({MapType.CPUMAP})
+_SOCKETS = frozenset({MapType.SOCKMAP, MapType.SOCKHASH})
+_REUSEPORT = frozenset({MapType.REUSEPORT_SOCKARRAY})
+_XSKS = frozenset({MapType.XSKMAP})
+_PROGRAMS = frozenset({MapType.PROG_ARRAY})
+#: Numbered slots that may be empty.
+_SLOTS = frozenset(
+    {MapType.ARRAY_OF_MAPS, MapType.PROG_ARRAY, MapType.PERF_EVENT_ARRAY, MapType.CGROUP_ARRAY,
+     MapType.DEVMAP, MapType.CPUMAP, MapType.XSKMAP, MapType.SOCKMAP, MapType.REUSEPORT_SOCKARRAY}
+)
+_WRITTEN_ONLY = frozenset({MapType.PERF_EVENT_ARRAY, MapType.CGROUP_ARRAY, MapType.XSKMAP})
+_STORAGES = frozenset({MapType.SK_STORAGE, MapType.INODE_STORAGE, MapType.TASK_STORAGE,
+                       MapType.CGRP_STORAGE})
 _ALL_TYPES = frozenset(MapType)
 
 _LOOKUPS = frozenset(
@@ -110,9 +125,78 @@ _SINCE = "{command} on {type} needs Linux {since}; this is {release}"
 
 # errno, commands, map types, class, what it means. The first row that fits is taken.
 _Row = tuple[int, frozenset[Command], frozenset[MapType], type[BpfError], str]
+# What the kernel says about values that are things of its own, and about empty slots.
+_REFERENCES: tuple[_Row, ...] = (
+    (_errno.EINVAL, _DELETES, frozenset({MapType.SOCKMAP}), KeyNotFound,
+     "the slot is empty, or the index past the end of the map"),
+    (_errno.EINVAL, _DELETES, _SLOTS, KeyNotFound, "the index is past the end of the map"),
+    (ENOTSUPP, _LOOKUPS, _WRITTEN_ONLY, NotSupported,
+     "the kernel does not tell what an element of this type holds"),
+    (_errno.EOPNOTSUPP, _LOOKUPS, _WRITTEN_ONLY, NotSupported,
+     "the kernel does not tell what an element of this type holds"),
+    (_errno.ENOSPC, _LOOKUPS | {Command.MAP_GET_NEXT_KEY}, _SOCKETS | _REUSEPORT, NotSupported,
+     "a socket's cookie has 8 bytes: only of a map created with value='u8' can it be read"),
+    (_errno.EINVAL, _UPDATES, _MAPS_OF_MAPS, BpfError,
+     "the map is not like the inner map that this one was created with: its type, sizes of key and "
+     "value, flags, spin locks and timers, for arrays without INNER_MAP max_entries, and before "
+     "Linux 6.2 whether BTF calls the value a struct; or a flag that the type does not take"),
+    (_errno.EINVAL, _UPDATES, _PROGRAMS, BpfError,
+     "not a program, or not of the type and attributes of those that this map holds or is used "
+     "by; or a flag other than ANY"),
+    (_errno.EINVAL, _UPDATES, _DEVICES, BpfError,
+     "no network device has that index in this thread's network namespace, or the program is not "
+     "XDP of the attach type BPF_XDP_DEVMAP"),
+    (_errno.ENODEV, _UPDATES, _DEVICES, BpfError,
+     "no network device has that index in this thread's network namespace"),
+    (_errno.ENODEV, _UPDATES, _CPUS, BpfError, "there is no CPU of that number"),
+    (_errno.EOVERFLOW, _UPDATES, _CPUS, BpfError, "a queue takes at most 16384 packets"),
+    (_errno.EINVAL, _UPDATES, _CPUS, BpfError,
+     "the program is not XDP of the attach type BPF_XDP_CPUMAP"),
+    (_errno.ENOMEM, _UPDATES, _CPUS, BpfError,  # the kernel has one answer for both
+     "the program is not XDP of the attach type BPF_XDP_CPUMAP, or there is no memory"),
+    (_errno.EOPNOTSUPP, _UPDATES, _XSKS, BpfError,
+     "the value is not an AF_XDP socket"),
+    (_errno.EOPNOTSUPP, _UPDATES, _SOCKETS, BpfError,
+     "the socket is not of a kind or in a state that the map takes: TCP established or listening, "
+     "UDP bound"),
+    (_errno.EINVAL, _UPDATES, _REUSEPORT, BpfError,
+     "the socket is not in an SO_REUSEPORT group: set it before bind, and let TCP listen"),
+    (_errno.EBUSY, _UPDATES, _REUSEPORT, BpfError,
+     "the socket is in a REUSEPORT_SOCKARRAY already (here or in another): each may be in one"),
+    (ENOTSUPP, _UPDATES, _REUSEPORT, BpfError, "a socket of UDP or TCP, no other, may be in it"),
+    (_errno.ENOTSOCK, _UPDATES, _SOCKETS | _REUSEPORT | _XSKS, BpfError,
+     "the value is not a socket"),
+    (_errno.EBADF, _UPDATES, frozenset({MapType.CGROUP_ARRAY}), BpfError,
+     "the value is not a folder of cgroup2 (or this map is closed)"),
+    (_errno.EBADF, _UPDATES, frozenset({MapType.PERF_EVENT_ARRAY}), BpfError,
+     "the value is not a perf event (or this map is closed)"),
+)
+
+# Values that belong to something else, which comes and goes.
+_OF_STORAGES: tuple[_Row, ...] = (
+    (_errno.ENOENT, _UPDATES, _STORAGES, KeyNotFound,
+     "its owner is gone, or has no value here and the update said EXIST"),
+    (_errno.ENOENT, _ELEMENTS, _STORAGES, KeyNotFound, "the owner has no value here, or is gone"),
+    (_errno.ENOTSOCK, _ELEMENTS, _STORAGES, BpfError, "the descriptor is not a socket's"),
+    (_errno.EBADF, _ELEMENTS, frozenset({MapType.TASK_STORAGE}), BpfError,
+     "the descriptor is closed, or not a pidfd"),
+    (_errno.EBADF, _ELEMENTS, frozenset({MapType.CGRP_STORAGE}), BpfError,
+     "the descriptor is closed, or not of a cgroup's folder"),
+    (_errno.EBADF, _ELEMENTS, _STORAGES, BpfError, "the descriptor is closed"),
+    (_errno.ENOENT, _UPDATES,
+     frozenset({MapType.CGROUP_STORAGE, MapType.PERCPU_CGROUP_STORAGE}), KeyNotFound,
+     "no program with this map is attached to that cgroup (by that attach type)"),
+    (_errno.EINVAL, _UPDATES, frozenset({MapType.STACK_TRACE}), NotSupported,
+     "only programs write stacks"),
+    (ENOTSUPP, frozenset({Command.MAP_FREEZE}), frozenset(MapType), NotSupported,
+     "a map whose values hold a spin lock, a timer or the like, or STRUCT_OPS, cannot be frozen"),
+)
 _TABLE: tuple[_Row, ...] = (
+    *_OF_STORAGES,
     (_errno.ENOENT, _UPDATES, _ALL_TYPES, KeyNotFound, "no such key, and the update said EXIST"),
     (_errno.ENOENT, _ELEMENTS, _ARRAYS, KeyNotFound, "the index is past the end of the array"),
+    (_errno.ENOENT, _LOOKUPS, frozenset({MapType.QUEUE, MapType.STACK}), KeyNotFound,
+     "it is empty"),
     (_errno.ENOENT, _ELEMENTS, _ALL_TYPES, KeyNotFound, "no such key"),
     (_errno.ENOENT, _BY_ID, _ALL_TYPES, ObjectNotFound, "no object has that id"),
     (_errno.ENOENT, frozenset({Command.OBJ_GET}), _ALL_TYPES, ObjectNotFound,
@@ -125,9 +209,11 @@ _TABLE: tuple[_Row, ...] = (
      "an array's elements always exist, and the update said NOEXIST"),
     (_errno.EEXIST, _UPDATES, _ALL_TYPES, KeyExists,
      "the key exists, and the update said NOEXIST"),
-    (_errno.E2BIG, _UPDATES, _ARRAYS, KeyNotFound, "the index is past the end of the array"),
+    (_errno.E2BIG, _UPDATES | _DELETES, _ARRAYS | _SLOTS, KeyNotFound,
+     "the index is past the end of the array"),
     (_errno.E2BIG, _UPDATES, _ALL_TYPES, MapFull, "map is full"),
     (_errno.ENOSPC, _UPDATES, frozenset({MapType.LPM_TRIE}), MapFull, "map is full"),
+    *_REFERENCES,
     (_errno.E2BIG, frozenset({Command.MAP_CREATE}), _ALL_TYPES, BpfError,
      "the map is larger than this kernel allows (key, value, or max_entries)"),
     (_errno.EINVAL, frozenset({Command.MAP_CREATE}), _ALL_TYPES, BpfError,
@@ -154,8 +240,14 @@ _TABLE: tuple[_Row, ...] = (
      "the map is frozen, or this handle is read-only"),
     (_errno.EPERM, _ELEMENTS, _ALL_TYPES, PermissionDenied,
      "this handle is write-only (or read-only, for a delete), or the map is frozen"),
+    (_errno.EPERM, frozenset({Command.TOKEN_CREATE}), _ALL_TYPES, PermissionDenied,
+     "needs CAP_BPF in the user namespace that mounted the bpffs, and to be in it"),
     (_errno.EPERM, _ALL_COMMANDS, _ALL_TYPES, PermissionDenied, "not permitted"),
     (_errno.EACCES, _ALL_COMMANDS, _ALL_TYPES, PermissionDenied, "not permitted"),
+    (_errno.EOPNOTSUPP, frozenset({Command.TOKEN_CREATE}), _ALL_TYPES, NotSupported,
+     "a token is for processes in a user namespace; this one is in none"),
+    (_errno.ENOENT, frozenset({Command.TOKEN_CREATE}), _ALL_TYPES, PermissionDenied,
+     "this bpffs delegates nothing: whoever made it set no delegate_* option"),
     (ENOTSUPP, frozenset({Command.MAP_CREATE}), _ALL_TYPES, NotSupported,
      "this type does not have one of the flags (an LRU is always preallocated)"),
     (ENOTSUPP, _ALL_COMMANDS, _ALL_TYPES, NotSupported, "{unsupported}"),

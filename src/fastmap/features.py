@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmap import btf, programs
+from fastmap import btf, loops
 from fastmap._core import syscall
 from fastmap._core.program import Program
 from fastmap.btf import Kind
@@ -214,8 +214,8 @@ def _known(command: Command) -> None:
 
 _BATCHES = (Command.MAP_LOOKUP_BATCH, Command.MAP_LOOKUP_AND_DELETE_BATCH,
             Command.MAP_UPDATE_BATCH, Command.MAP_DELETE_BATCH)
-_TABLES = (MapType.HASH, MapType.ARRAY, MapType.PERCPU_HASH, MapType.PERCPU_ARRAY,
-           MapType.LRU_HASH, MapType.LRU_PERCPU_HASH, MapType.LPM_TRIE)
+#: The types that have batch commands.
+_TABLES = [t for t in MapType if any(smallest_kernel(c, t) for c in _BATCHES)]
 
 
 def _batch_on(command: Command, kind: MapType) -> None:
@@ -236,11 +236,11 @@ def _update_flag(flag: UpdateFlag) -> None:
 
 def _in_kernel() -> Program:
     # A real one: what it does with pointers is what takes CAP_PERFMON.
-    layout = programs.Layout(4, 8, 8)
+    layout = loops.Layout(4, 8, 8)
     fd = _make(MapType.HASH)
     buffer = syscall.map_create(MapType.ARRAY, 4, layout.size, 1, MapFlag.MMAPABLE)
     try:
-        code = programs.lookup(fd, buffer, layout, may_goto=False)
+        code = loops.lookup(fd, buffer, layout, may_goto=False)
         return Program(ProgType.SYSCALL, code, flags=16)
     finally:
         fd.close()

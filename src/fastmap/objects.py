@@ -7,7 +7,8 @@ import operator
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ import numpy.typing as npt
 
 from fastmap import btf as btf_module
 from fastmap._core import syscall
-from fastmap._core.syscall import Fd
+from fastmap._core.syscall import Fd, Held
 from fastmap.btf_special import check_special, special_fields
+from fastmap.compatible import differences
 from fastmap.enums import (
     NAME_BYTES,
     MapFlag,
@@ -25,22 +27,32 @@ from fastmap.enums import (
     running_kernel,
     version_text,
 )
-from fastmap.errors import BpfError, KeyExists, NotSupported, ObjectNotFound, PermissionDenied
-from fastmap.maps.base import Map, MapInfo, check_way
+from fastmap.errors import (
+    ENOTSUPP,
+    BpfError,
+    KeyExists,
+    NotSupported,
+    ObjectNotFound,
+    PermissionDenied,
+)
+from fastmap.inventory import maps as maps
+from fastmap.maps.base import Map, check_way, locked
 from fastmap.maps.families import class_of
+from fastmap.maps.nested import Inner, MapOfMaps, check_inner
 from fastmap.maps.records import Kinds, Record
-from fastmap.maps.rules import Described, Shape
+from fastmap.maps.rules import LOCKABLE, Described, Shape
 from fastmap.maps.streams import RingBuffer
-from fastmap.types import btf_blob
+from fastmap.token import Token
+from fastmap.types import btf_blob, read_btf
 
 
 def create(
     type: MapType | int | str, *, key: npt.DTypeLike | None = None,
     value: npt.DTypeLike | None = None, record: Record = None, tag: str | None = None,
-    max_entries: int | None = None, flags: int = 0,
-    name: str = "", map_extra: int = 0, numa_node: int | None = None,
+    max_entries: int | None = None, flags: int = 0, name: str = "",
+    inner: Map | dict[str, Any] | None = None, map_extra: int = 0, numa_node: int | None = None,
     pin: str | os.PathLike[str] | None = None, exist_ok: bool = False,
-    btf: bool | str = True, via: str = "auto",
+    btf: bool | str = True, token: Token | None = None, via: str = "auto",
 ) -> Any:
     """Create a map.
 
@@ -61,6 +73,9 @@ def create(
         Those that a type demands need not be said.
     name : str
         At most 15 bytes of letters, digits, "_" and ".".
+    inner : Map or dict
+        ARRAY_OF_MAPS, HASH_OF_MAPS: what the maps in it are like: such a map, or the arguments to
+        create one, ``{"type": "hash", "key": "u4", ...}``.
     map_extra : int
         BLOOM_FILTER: the number of hashes, 1 to 15 (0: the kernel's 5). ARENA: the address at
         which all who map it see it.
@@ -69,12 +84,16 @@ def create(
     pin : path, optional
         Pin it there, on a bpffs.
     exist_ok : bool
-        With `pin`: where a map is pinned already, return that, if it is of the same type, sizes
-        and flags.
+        With `pin`: where a map is pinned already, return that, if it is of the same type, sizes,
+        flags and map_extra, and (where its BTF may be read, which takes CAP_SYS_ADMIN) the same
+        dtypes. What the kernel itself adds or rounds is no difference, nor are void bytes. Of
+        processes that do so at once, all get the same map.
     btf : bool or "bpftool"
         Whether to describe the dtypes to the kernel, for `bpftool map dump` and for `open`.
         bpftool stops at floats: "bpftool" calls them unsigned integers, with a tag by which `open`
         knows them again.
+    token : Token, optional
+        What allows this process, inside a user namespace, to create maps (Linux 6.9).
     via : {"auto", "syscall", "kernel"}
         The way of calls over many elements, where they do not say it.
 
@@ -86,7 +105,8 @@ def create(
     Raises
     ------
     TypeError, ValueError, OverflowError
-        An argument does not fit; the kernel was not asked.
+        An argument does not fit; the kernel was not asked. Or, with `exist_ok`, another map is
+        pinned there: the message tells each difference.
     PermissionDenied
         CAP_BPF is missing.
     KeyExists
@@ -113,6 +133,10 @@ def create(
         shape.flags |= MapFlag.NUMA_NODE
     if exist_ok and pin is None:
         raise ValueError("exist_ok=True goes with pin=")
+    if token is not None:
+        shape.flags |= MapFlag.TOKEN_FD
+    elif MapFlag.TOKEN_FD in shape.flags and running_kernel() >= MapFlag.TOKEN_FD.since:
+        raise ValueError("TOKEN_FD goes with token=, and need not be said")
     cls.settle(shape)
     check_special(shape.key, shape.value)
     described = cls.described
@@ -120,20 +144,28 @@ def create(
         if not btf or described == "never":
             raise ValueError(f"the kernel knows a lock by the BTF alone: "
                              f"{'btf=False' if not btf else kind.name + ' maps have none'}")
+        if locked(shape.value) and kind not in LOCKABLE:
+            raise NotSupported(ENOTSUPP, f"{kind.name} maps take no values with a bpf_spin_lock; "
+                               f"{', '.join(each.name for each in LOCKABLE)} do")
         described = "must"
     elif not btf and described != "must":
         described = "never"
     extra = _recorded(cls, record, tag)
+    with _like(cls, inner) as like, Held([] if like is None else [like._fd]):
+        options = {"name": encoded, "numa_node": numa_node or 0, "map_extra": shape.map_extra,
+                   "inner_map_fd": 0 if like is None else like.fileno(),
+                   "map_token_fd": 0 if token is None else token.fileno()}
 
-    def made() -> Fd:
-        options = {"name": encoded, "numa_node": numa_node or 0, "map_extra": shape.map_extra}
-        try:
-            return _made(shape, described, options, btf == "bpftool")
-        except BpfError as error:
-            raise _explained(error, shape) from None
+        def made() -> Fd:
+            try:
+                return _made(shape, described, options, btf == "bpftool")
+            except BpfError as error:
+                raise _explained(error, shape) from None
 
-    fd = made() if pin is None else _pinned(made, pin, exist_ok, shape)
-    return cls(fd, shape.key, shape.value, dtype_source="given", via=via, **extra)
+        fd = made() if pin is None else _pinned(made, pin, exist_ok, shape)
+        if like is not None:
+            extra = {"inner": Inner.of(like), "opener": _inner}
+        return cls(fd, shape.key, shape.value, dtype_source="given", via=via, **extra)
 
 
 def _recorded(cls: type[Map], record: Record, tag: str | None) -> dict[str, Any]:
@@ -144,6 +176,39 @@ def _recorded(cls: type[Map], record: Record, tag: str | None) -> dict[str, Any]
         raise TypeError(f"record= and tag= are for ring buffers, not for {cls.__name__}")
     Kinds(record, tag)
     return {"record": record, "tag": tag}
+
+
+def _like(cls: type[Map], inner: Any) -> AbstractContextManager[Map | None]:
+    """Return the map that those in a map of maps are like; made for its creation alone, or not."""
+    if not issubclass(cls, MapOfMaps):
+        if inner is not None:
+            raise TypeError("inner= goes with ARRAY_OF_MAPS and HASH_OF_MAPS")
+        return nullcontext(None)
+    if isinstance(inner, Map):
+        check_inner(inner.type)
+        return nullcontext(inner)
+    if not isinstance(inner, dict):
+        raise TypeError("inner= is the map that those in it are like, or a dict of the arguments "
+                        f"to create one, not {inner!r}")
+    if "type" not in inner:
+        raise TypeError("inner= lacks the type of the maps")
+    check_inner(map_type(inner["type"]))
+    if wrong := inner.keys() & {"pin", "exist_ok", "inner"}:
+        raise ValueError(f"inner= says what maps are like; {min(wrong)} does not belong there")
+    made: Map = create(**inner)
+    return made
+
+
+def _inner(number: int, like: Inner | None, via: str) -> Map:
+    """Open a map in a map of maps; the dtypes of those it is like serve where it has no BTF."""
+    fd = syscall.map_get_fd_by_id(number)
+    try:
+        if like is None or syscall.map_info(fd)["btf_id"]:
+            return _opened(fd, None, None, "auto", via)
+        return _opened(fd, like.key, like.value, "auto", via)
+    except BaseException:
+        fd.close()
+        raise
 
 
 def _uint(given: Any, what: str, bits: int) -> int:
@@ -182,6 +247,9 @@ def _name(name: str) -> bytes:
 
 def _explained(error: BpfError, shape: Shape) -> BpfError:
     """Return what a failed creation is about: EINVAL can be a kernel too old for what was asked."""
+    if isinstance(error, PermissionDenied) and MapFlag.TOKEN_FD in shape.flags:
+        return PermissionDenied(error.errno, f"the token does not allow {shape.kind.name} maps: "
+                                             "delegate_cmds and delegate_maps of its bpffs do")
     late = [each for each in (shape.kind, *shape.flags) if each.since > running_kernel()]
     if error.errno != errno.EINVAL or not late:
         return error
@@ -194,11 +262,11 @@ def _made(shape: Shape, described: Described, options: dict[str, Any],
           bpftool: bool) -> Fd:
     """Create the map; described by BTF if that may be."""
     sizes = (shape.kind, shape.key_size, shape.value_size, shape.max_entries, int(shape.flags))
-    if described == "never" or shape.key is None or shape.value is None:
+    if described == "never" or shape.value is None:
         return syscall.map_create(*sizes, **options)
     try:
         blob, key_id, value_id = btf_module.encode(shape.key, shape.value, bpftool_safe=bpftool)
-        loaded = syscall.btf_load(blob)
+        loaded = syscall.btf_load(blob, options["map_token_fd"])
     except (BpfError, TypeError, ValueError):
         if described == "must":
             raise
@@ -217,44 +285,39 @@ def _made(shape: Shape, described: Described, options: dict[str, Any],
         loaded.close()
 
 
-def _pinned(made: Any, pin: str | os.PathLike[str], exist_ok: bool, shape: Shape) -> Fd:
+def _pinned(made: Callable[[], Fd], pin: str | os.PathLike[str], exist_ok: bool,
+            shape: Shape) -> Fd:
     """Return a map pinned at `pin`: a new one, or with `exist_ok` the one that is there."""
-    if exist_ok:
+    mode = int(shape.flags & (MapFlag.RDONLY | MapFlag.WRONLY))
+    for _ in range(9):
+        if exist_ok:
+            with suppress(ObjectNotFound):
+                return _compatible(syscall.obj_get(pin, mode), pin, shape)
+        fd = made()
         try:
-            return _compatible(syscall.obj_get(pin), pin, shape)
-        except ObjectNotFound:
-            pass
-    fd: Fd = made()
-    try:
-        syscall.obj_pin(fd, pin)
-    except KeyExists:
-        fd.close()
-        if not exist_ok:
+            syscall.obj_pin(fd, pin)
+        except KeyExists:
+            fd.close()
+            if not exist_ok:
+                raise
+            # Another process was faster: its map is the one. If it unpins meanwhile, once more.
+        except BaseException:
+            fd.close()
             raise
-        return _compatible(syscall.obj_get(pin), pin, shape)  # another process was faster
+        else:
+            return fd
+    return _compatible(syscall.obj_get(pin, mode), pin, shape)
+
+
+def _compatible(fd: Fd, pin: str | os.PathLike[str], shape: Shape) -> Fd:
+    try:
+        found = differences(fd, shape)
+        if found:
+            raise ValueError(f"the map at {os.fspath(pin)} differs: {'; '.join(found)}")
     except BaseException:
         fd.close()
         raise
     return fd
-
-
-def _compatible(fd: Fd, pin: str | os.PathLike[str], shape: Shape) -> Fd:
-    wanted = {"type": int(shape.kind), "key_size": shape.key_size, "value_size": shape.value_size,
-              "max_entries": shape.max_entries, "map_flags": int(shape.flags)}
-    there = syscall.map_info(fd)
-    differences = [f"{field} is {there[field]}, not {asked}" for field, asked in wanted.items()
-                   if there[field] != asked and not _rounded(field, there, asked)]
-    if differences:
-        fd.close()
-        raise ValueError(f"the map at {os.fspath(pin)} differs: {'; '.join(differences)}")
-    return fd
-
-
-def _rounded(field: str, there: dict[str, Any], asked: int) -> bool:
-    # An LRU without a common list has a share for each CPU: the kernel rounds up.
-    cpus = len(syscall.possible_cpus())
-    return (field == "max_entries" and bool(there["map_flags"] & MapFlag.NO_COMMON_LRU)
-            and bool(there[field] == -(-asked // cpus) * cpus))
 
 
 def open(
@@ -329,8 +392,8 @@ def open(
         raise
 
 
-def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record,
-            tag: str | None) -> Map:
+def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record = None,
+            tag: str | None = None) -> Map:
     info = syscall.map_info(fd)
     kind = MapType(info["type"])
     cls = class_of(kind)
@@ -343,7 +406,10 @@ def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record,
         if dtype is not None:
             dtypes[what] = dtype
     missing = [what for what in sides if what not in dtypes and info[f"{what}_size"]]
-    if missing and info["btf_id"]:
+    if "value" in missing and info["btf_vmlinux_value_type_id"]:
+        dtypes.update(_from_kernel(info))
+        source = "btf" if "value" in dtypes else source
+    elif missing and info["btf_id"]:
         found = _from_btf(info, btf)
         for what, dtype in found.items():
             if what in missing and dtype.itemsize == info[f"{what}_size"]:
@@ -351,7 +417,18 @@ def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record,
                 source = "btf"
     for what in missing:
         dtypes.setdefault(what, cls.untold(kind, what, info[f"{what}_size"]))
+    if issubclass(cls, MapOfMaps):
+        extra = {"opener": _inner}
     return cls(fd, dtypes.get("key"), dtypes.get("value"), dtype_source=source, via=via, **extra)
+
+
+def _from_kernel(info: dict[str, Any]) -> dict[str, np.dtype[Any]]:
+    """Return the dtype of a value that is a struct of the kernel's own: of STRUCT_OPS."""
+    try:
+        dtype = read_btf().dtype(info["btf_vmlinux_value_type_id"])
+    except (OSError, ValueError):
+        return {}  # a kernel without BTF for all to see
+    return {"value": dtype} if dtype.itemsize == info["value_size"] else {}
 
 
 def _from_btf(info: dict[str, Any], btf: str) -> dict[str, np.dtype[Any]]:
@@ -391,19 +468,3 @@ def _by_name(name: str, mode: int) -> Fd:
         raise ValueError(f"{len(ids)} maps are named {kept!r}: ids {', '.join(map(str, ids))}; "
                          "open one by id=")
     return syscall.map_get_fd_by_id(ids[0], mode)
-
-
-def maps() -> Iterator[MapInfo]:
-    """Walk the maps of the kernel, by ascending id. Needs CAP_SYS_ADMIN; Linux 4.13."""
-    number = 0
-    while (found := syscall.map_get_next_id(number)) is not None:
-        number = found
-        try:
-            fd = syscall.map_get_fd_by_id(number)
-        except ObjectNotFound:
-            continue  # gone since
-        try:
-            info = MapInfo.of(fd)
-        finally:
-            fd.close()
-        yield info

@@ -28,7 +28,7 @@ from fastmap.asm import (
     Helper,
     Reg,
 )
-from fastmap.programs import BUCKETS, COPIED, COUNT, ERRNO, Loop, copy, pieces
+from fastmap.loops import BUCKETS, COPIED, COUNT, ERRNO, Loop, copy, pieces
 from fastmap.touching import NEXT, Toucher
 
 #: op, kind, swapped, src, dst, count: as `fastmap._core.columns` takes them.

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ UNUSED_PROJECT_FOLDERS = re.compile(r"\..*|__pycache__|build|dist|.*\.egg-info")
 UNUSED_PROJECT_FILES = re.compile(r".*\.(o|pyc|html|gcda|gcno)|\..*")
 LARGEST_PROJECT_FILE = 8 << 20
 BASES_KEPT = 3
+BASES_LAST = 24 * 3600.0  # seconds: each clone of the repository has its own
 
 PARTS = ("compiled.py", "cpio.py", "image.py")  # what makes the base what it is
 
@@ -161,7 +163,7 @@ def compiled(cache: Path, python: Python) -> Path:
     sources = sorted(path for path in files if path.suffix == ".py")
     digest = _digest(sources, python.executable, python.version, *python.files)
     prefix = cache / "compiled" / python.tag
-    stamp = prefix / "stamp"
+    stamp = prefix / f"stamp-{hashlib.sha256(bytes(REPOSITORY)).hexdigest()[:16]}"
     if not stamp.exists() or stamp.read_text() != digest:
         say("image   compiling the tests")
         prefix.mkdir(parents=True, exist_ok=True)
@@ -204,10 +206,11 @@ def base(cache: Path, python: Python) -> Path:
 
 
 def _forget(folder: Path) -> None:
-    """Remove all but the last used base images."""
+    """Remove base images not used for a day, but for the last used ones; runs go on beside this."""
     used = sorted(folder.glob("base-*"), key=lambda path: path.stat().st_mtime)
     for path in used[:-BASES_KEPT]:
-        shutil.rmtree(path, ignore_errors=True)
+        if time.time() - path.stat().st_mtime > BASES_LAST:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _project_files(python: Python) -> Iterator[Path]:

@@ -116,7 +116,10 @@ class Session:
             say(f"{label}  up after {outcome.boot:.1f} s; CPUs: {cpus}")
 
         machine = self._machine(kernel, topology, command, "console")
-        outcome = await boot(machine, self.options.timeout, on_up=up)
+        try:
+            outcome = await boot(machine, self.options.timeout, on_up=up)
+        except OSError as error:  # no disk, no memory: the other guests go on
+            outcome = Outcome(error=str(error))
         result.seconds = outcome.boot + outcome.work
         if outcome.error is not None:
             result.problem = outcome.error

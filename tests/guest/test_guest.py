@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from . import boot, emulator, kernels, report
+from . import boot, emulator, image, kernels, report
 from .common import REPOSITORY, HarnessError, building, version_key
 from .compiled import compiled_forms
 from .cpio import Archive
@@ -224,6 +224,17 @@ def test_a_kernel_beside_its_modules_is_found(tmp_path: Path) -> None:
     (modules / "vmlinuz").touch()
     found = kernels.Kernel("7.3", "7.3.4-x", modules / "vmlinuz", modules)
     assert kernels.find(tmp_path, "7.3") == found
+
+
+def test_a_base_image_that_others_may_use_is_kept(tmp_path: Path) -> None:
+    for number in range(image.BASES_KEPT + 2):
+        (tmp_path / f"base-{number}").mkdir()
+        os.utime(tmp_path / f"base-{number}", (number, number))
+    os.utime(tmp_path / "base-1", (time.time() - 3600,) * 2)
+    for number in range(2, image.BASES_KEPT + 2):
+        os.utime(tmp_path / f"base-{number}")
+    image._forget(tmp_path)
+    assert sorted(path.name[5:] for path in tmp_path.iterdir()) == list("1234")
 
 
 def test_all_parts_of_a_kernel_are_unpacked(

@@ -8,7 +8,7 @@ that reading grows no buffer, copies nothing, and costs a sparse map little.
 from fastmap import errors
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINTR, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP
+from libc.errno cimport EAGAIN, EINTR, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -24,6 +24,9 @@ cdef enum:
     # One command cannot be interrupted; so many entries take some tens of milliseconds.
     LARGEST_COMMAND = 131072
     ENOTSUPP = 524
+    RHASH = 35
+    # So often a walk that lost its place starts over before it gives up.
+    STARTS = 8
 
 
 cdef class BatchReader:
@@ -141,13 +144,14 @@ cdef class BatchReader:
     cdef int _run(self, bint drain, bint whole, int fd) except -1 nogil:
         cdef int command = FM_MAP_LOOKUP_AND_DELETE_BATCH if drain else FM_MAP_LOOKUP_BATCH
         cdef bint plain = self.columns is None
-        cdef Py_ssize_t want = self.chunk, room, kept
+        cdef Py_ssize_t want = self.chunk, room, kept, starts = 0
         cdef uint32_t count
         cdef uint64_t last = 0
         cdef long result
         cdef char *keys
         cdef char *rows
-        self.exact = True
+        # A resizing hash may repeat or miss an entry while it moves them.
+        self.exact = self.map._kind != RHASH
         if self.map.no_read_batch:
             return self._walk(drain, whole, fd)
         while not self.ended:
@@ -168,8 +172,14 @@ cdef class BatchReader:
             if drain:
                 self._touch(count)
             result = fm_batch(command, fd, self.cursor.data if self.started else NULL,
-                              self.cursor.data, keys, rows, &count, 0)
-            if result < 0 and result != -ENOENT:
+                              self.cursor.data, keys, rows, &count, self.map._lock)
+            if result == -EAGAIN and self.map._kind == RHASH and starts < STARTS:
+                # The entry that the cursor names is gone: from the first one again.
+                starts += 1
+                self.started = False
+                if count == 0 or count == <uint32_t>min(want, room):
+                    continue
+            elif result < 0 and result != -ENOENT:
                 if result == -ENOSPC and count == 0 and want < self.command_limit:
                     # The next bucket is larger than the room: once more, from the same cursor.
                     self.started = True
@@ -186,6 +196,10 @@ cdef class BatchReader:
                 if result != -EINTR:
                     with gil:
                         raise errors.from_errno(<int>-result, command, self.map._kind)
+            if result == -EINTR and count == 0:
+                # Before Linux 6.14 the kernel stops at an index that holds nothing (of an array of
+                # maps, say), or at a key that went, and would for ever: walk on from here.
+                return self._walk(drain, whole, fd)
             if count:
                 self.walked += count
                 self.started = True
@@ -251,10 +265,10 @@ cdef class BatchReader:
         memcpy(self.cursor.data, key, self.key_size)
         self.started = True
         if drain:
-            result = fm_elem(FM_MAP_LOOKUP_AND_DELETE_ELEM, fd, key, row, 0)
+            result = fm_elem(FM_MAP_LOOKUP_AND_DELETE_ELEM, fd, key, row, self.map._lock)
             if result not in (-EINVAL, -ENOTSUPP, -EOPNOTSUPP):
                 return result
-        result = fm_elem(FM_MAP_LOOKUP_ELEM, fd, key, row, 0)
+        result = fm_elem(FM_MAP_LOOKUP_ELEM, fd, key, row, self.map._lock)
         if drain and result == 0:  # before Linux 5.14: two steps
             result = fm_elem(FM_MAP_DELETE_ELEM, fd, key, NULL, 0)
         return result

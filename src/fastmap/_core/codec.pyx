@@ -18,7 +18,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastmap._core.convert cimport describe, guessed
+from fastmap._core.convert cimport describe, guessed, kernels_own
 
 cimport numpy as cnp
 
@@ -303,6 +303,12 @@ cdef class ArrayCodec(Codec):
             raw = bytes(given)
             if len(raw) != self.size:
                 raise self.wrong_size(len(raw))
+        elif shape and base.names is not None and isinstance(given, (list, tuple)):
+            # Of records: numpy would take their tuples for one more axis.
+            if len(given) != shape[0]:
+                raise ValueError(f"a {self.what} has {shape[0]} of these, not {len(given)}")
+            one = codec_of(np.dtype((base, shape[1:])), self.what)
+            raw = b"".join([(<Codec>one).pack(each) for each in given])
         else:
             array = convert(guessed(given, base), base, self.what)
             if array.shape != shape:
@@ -377,6 +383,24 @@ cdef class PerCpuCodec(Codec):
 
 
 @cython.final
+cdef class KernelsOwnCodec(Codec):
+    """A lock, a timer: zeros for user space, whose writes the kernel ignores."""
+
+    cdef int encode(self, object given, char *dst) except -1:
+        cdef bytes raw
+        memset(dst, 0, self.size)
+        if given is None or (PyLong_CheckExact(given) and given == 0):
+            return 0
+        raw = given.tobytes() if isinstance(given, np.void) else raw_bytes(given)
+        if raw is None and not isinstance(given, tuple):
+            raise TypeError(f"{self.what} is the kernel's own: None, not {_shorten(given)}")
+        return 0
+
+    cdef object decode(self, const char *src):
+        return np.zeros((), self.dtype)[()]
+
+
+@cython.final
 cdef class NoCodec(Codec):
     """Of a map that has no keys, or no values: there is nothing to give, and nothing to get."""
 
@@ -400,6 +424,8 @@ def codec_of(dtype, str what):
     if dtype is None:
         return NoCodec(what)
     if dtype.subdtype is None:
+        if kernels_own(dtype):
+            return KernelsOwnCodec(dtype, what)
         if dtype.names is not None:
             return RecordCodec(dtype, what)
         if dtype.kind in "iu":

@@ -3,3 +3,4 @@
 
 cdef str describe(dtype)
 cdef object guessed(object given, base)
+cdef bint kernels_own(dtype)

@@ -3,8 +3,22 @@
 import numpy as np
 
 
+cdef bint _is_kernels_own(title):
+    # How `fastmap.btf_special` marks locks, timers and their kind: these are not for users.
+    return bool(title) and isinstance(title[0], str) and title[0].startswith("bpf_")
+
+
+cdef bint kernels_own(dtype):
+    """Tell whether all of `dtype` is a lock, a timer or the like, which the kernel alone writes."""
+    return dtype.names is not None and len(dtype.names) == 1 and _is_kernels_own(
+        dtype.fields[dtype.names[0]][2:])
+
+
 def padding_of(dtype):
-    """Return ``((offset, length), ...)`` of the bytes of `dtype` that no field covers."""
+    """Return ``((offset, length), ...)`` of the bytes of `dtype` that are no field of the user's.
+
+    That is what no field covers, and what belongs to the kernel (a spin lock).
+    """
     covered = np.zeros(dtype.itemsize, bool)
     _cover(dtype, covered)
     edges = np.flatnonzero(np.diff(np.concatenate(([1], covered, [1]))))
@@ -19,7 +33,9 @@ cdef _cover(dtype, covered):
         covered[:] |= np.tile(one, covered.size // max(one.size, 1))
     elif dtype.names is not None:
         for name in dtype.names:
-            field, offset = dtype.fields[name][:2]
+            field, offset, *title = dtype.fields[name]
+            if _is_kernels_own(title):
+                continue
             _cover(field, covered[offset:offset + field.itemsize])
     else:
         covered[:] = True

@@ -11,12 +11,15 @@ from fastmap._core.syscall cimport Fd
 cdef class MapCore:
     cdef readonly Fd _fd
     cdef readonly int _kind
+    # BPF_F_LOCK where the values hold a spin lock: they are read and written under it. Else 0.
+    cdef public uint64_t _lock
     cdef readonly Codec _key
     cdef readonly Codec _value
     # Batch commands that this kernel turned out to lack for this map are not tried again.
     cdef readonly bint _no_batch
     cdef bint no_read_batch
 
+    cdef uint64_t _checked(self, uint64_t flags) except? 0xffffffff
     cdef object _take(self, int command, object key, uint64_t flags)
     cdef int _put(self, object key, object value, uint64_t flags) except -1
     cdef int _drop(self, object key) except -1

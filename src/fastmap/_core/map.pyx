@@ -60,13 +60,19 @@ cdef class MapCore:
         return self._present(key)
 
     def _lookup(self, key, uint64_t flags):
-        return self._take(FM_MAP_LOOKUP_ELEM, key, flags)
+        return self._take(FM_MAP_LOOKUP_ELEM, key, self._checked(flags))
 
     def _update(self, key, value, uint64_t flags):
-        self._put(key, value, flags)
+        self._put(key, value, self._checked(flags))
 
     def _lookup_and_delete(self, key, uint64_t flags):
-        return self._take(FM_MAP_LOOKUP_AND_DELETE_ELEM, key, flags)
+        return self._take(FM_MAP_LOOKUP_AND_DELETE_ELEM, key, self._checked(flags))
+
+    cdef uint64_t _checked(self, uint64_t flags) except? 0xffffffff:
+        if flags & LOCK and not self._lock:
+            raise ValueError("flags has LOCK, but the values have no bpf_spin_lock that their "
+                             "dtype tells of (fastmap.spin_lock)")
+        return flags
 
     cdef object _take(self, int command, object key, uint64_t flags):
         cdef char on_stack[STACK]
@@ -82,7 +88,8 @@ cdef class MapCore:
             value_block = Block(self._value.size)
             v = value_block.data
         self._key.encode(key, k)
-        result = fm_elem(command, self._fd.get(), k if self._key.size else NULL, v, flags)
+        result = fm_elem(command, self._fd.get(), k if self._key.size else NULL, v,
+                         flags | self._lock)
         if result < 0:
             raise self._failed(result, command, key)
         return self._value.decode(v)
@@ -103,7 +110,7 @@ cdef class MapCore:
         self._key.encode(key, k)
         self._value.encode(value, v)
         result = fm_elem(FM_MAP_UPDATE_ELEM, self._fd.get(), k if self._key.size else NULL, v,
-                         flags)
+                         flags | self._lock)
         if result < 0:
             raise self._failed(result, FM_MAP_UPDATE_ELEM, key)
         return 0
@@ -128,7 +135,8 @@ cdef class MapCore:
         cdef Block values = Block(self._value.size)
         cdef long result
         self._key.encode(key, keys.data)
-        result = fm_elem(FM_MAP_LOOKUP_ELEM, self._fd.get(), keys.data, values.data, 0)
+        result = fm_elem(FM_MAP_LOOKUP_ELEM, self._fd.get(), keys.data if self._key.size else NULL,
+                         values.data, 0)
         if result < 0 and result != -ENOENT:
             raise self._failed(result, FM_MAP_LOOKUP_ELEM, key)
         return result == 0
@@ -165,7 +173,7 @@ cdef class MapCore:
                 return None
             if result == 0:
                 command = FM_MAP_LOOKUP_AND_DELETE_ELEM
-                result = fm_elem(command, self._fd.get(), key.data, value.data, 0)
+                result = fm_elem(command, self._fd.get(), key.data, value.data, self._lock)
             if result == 0:
                 return self._key.decode(key.data), self._value.decode(value.data)
             if result != -ENOENT:  # or someone else was faster
@@ -208,6 +216,7 @@ cdef class MapCore:
         cdef Py_ssize_t row = self._value.size if columns is None else columns.out_size
         if rows.nbytes != keys.count * row or found.nbytes != keys.count:
             raise ValueError(f"{rows.nbytes} bytes for {keys.count} rows of {row}")
+        flags = self._checked(flags) | self._lock
         fd = self._fd.acquire()
         try:
             with nogil:
@@ -276,6 +285,8 @@ cdef class MapCore:
         cdef int how = MODES[mode]
         if values is not None and values.count != keys.count:
             raise ValueError(f"{keys.count} keys, but {values.count} values")
+        if values is not None:  # deletes know no flags
+            flags = self._checked(flags) | self._lock
         if errnos is not None:
             if errnos.nbytes != keys.count * 4:
                 raise ValueError(f"{errnos.nbytes} bytes for {keys.count} errnos")

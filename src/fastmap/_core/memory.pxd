@@ -6,6 +6,9 @@ cdef class Owner:
     cdef Py_ssize_t size
     cdef Py_ssize_t exports
     cdef bint readonly
+    # Not in forked children: those of the process that `forks()` numbered so.
+    cdef bint bound
+    cdef unsigned int generation
 
 
 cdef class Block(Owner):
@@ -13,4 +16,6 @@ cdef class Block(Owner):
 
 
 cdef class Mapping(Owner):
+    cdef object __weakref__
+
     cdef void touch(self, Py_ssize_t start, Py_ssize_t stop) noexcept nogil

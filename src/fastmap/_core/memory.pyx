@@ -9,7 +9,7 @@ from libc.errno cimport errno
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free
 
-from fastmap._core.syscall cimport Fd
+from fastmap._core.syscall cimport Fd, forks
 
 
 cdef extern from "<stdlib.h>" nogil:
@@ -24,6 +24,7 @@ cdef extern from "<sys/mman.h>" nogil:
     int MAP_PRIVATE
     int MAP_ANONYMOUS
     int MAP_NORESERVE
+    int MAP_FIXED_NOREPLACE
     void *MAP_FAILED
 
 cdef Py_ssize_t PAGE = 4096
@@ -42,6 +43,9 @@ cdef class Owner:
     def __getbuffer__(self, Py_buffer *view, int flags):
         if self.data == NULL:
             raise ValueError("the memory is closed")
+        if self.lost:
+            raise RuntimeError("this memory belongs to the process that mapped it: a forked child "
+                               "maps it anew")
         PyBuffer_FillInfo(view, self, self.data, self.size, self.readonly, flags)
         self.exports += 1
 
@@ -55,6 +59,11 @@ cdef class Owner:
     def address(self):
         """Where the memory starts: for arguments that a program takes."""
         return <uintptr_t>self.data
+
+    @property
+    def lost(self):
+        """Whether the pages are not in this process, which was forked off since."""
+        return self.bound and self.generation != forks()
 
 
 cdef class Block(Owner):
@@ -94,9 +103,15 @@ cdef class Mapping(Owner):
     offset : int
         Where in the file the mapping starts.
     writable : bool
+    address : int
+        Where the pages must lie, and nothing else does; 0 for anywhere.
+    forked : bool
+        Whether a forked child has them too. Where it has not, the child leaves the place alone,
+        which is another's there, and takes no new view of it.
     """
 
-    def __cinit__(self, Py_ssize_t size, Fd fd=None, long offset=0, bint writable=True):
+    def __cinit__(self, Py_ssize_t size, Fd fd=None, long offset=0, bint writable=True,
+                  uintptr_t address=0, bint forked=True):
         global _live_bytes, _live_owners
         cdef int protection = PROT_READ | PROT_WRITE if writable else PROT_READ
         cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
@@ -107,7 +122,9 @@ cdef class Mapping(Owner):
         if fd is not None:
             flags = MAP_SHARED
             number = fd.get()
-        memory = mmap(NULL, size, protection, flags, number, offset)
+        if address:
+            flags |= MAP_FIXED_NOREPLACE
+        memory = mmap(<void *>address, size, protection, flags, number, offset)
         if memory == MAP_FAILED:
             if fd is None:
                 raise MemoryError(f"no address space for {size} bytes")
@@ -115,6 +132,8 @@ cdef class Mapping(Owner):
         self.data = <char *>memory
         self.size = size
         self.readonly = not writable
+        self.bound = not forked
+        self.generation = forks()
         _live_bytes += size
         _live_owners += 1
 
@@ -124,10 +143,13 @@ cdef class Mapping(Owner):
     def _unmap(self):
         global _live_bytes, _live_owners
         cdef char *data = self.data
+        cdef bint lost = self.lost
         if data != NULL:
             self.data = NULL
             _live_bytes -= self.size
             _live_owners -= 1
+            if lost:
+                return
             with nogil:
                 munmap(data, self.size)
 

@@ -22,6 +22,11 @@ class Program:
         self, type: ProgType | int | str, code: bytes | _Code, *, license: str = "GPL",
         name: str = "", flags: int = 0, expected_attach_type: int = 0, attach_btf_id: int = 0,
     ) -> None: ...
+    @staticmethod
+    def open(
+        path: str | bytes | PathLike[str] | None = None, *, id: int | None = None,
+        fd: int | None = None,
+    ) -> Program: ...
     @property
     def _fd(self) -> Fd: ...
     @property

@@ -81,6 +81,44 @@ cdef class Program:
             for used in held:
                 (<MapCore>used)._fd.release()
 
+    @staticmethod
+    def open(path=None, *, id=None, fd=None):
+        """Open a program that is there, by one of a pin, its id and a descriptor.
+
+        Parameters
+        ----------
+        path : path, optional
+            A pin.
+        id : int, optional
+            The kernel's number of the program. Needs CAP_SYS_ADMIN.
+        fd : int, optional
+            A descriptor; the program gets a duplicate of its own.
+
+        Raises
+        ------
+        ObjectNotFound
+            Nothing has that path or id (also a `FileNotFoundError`).
+        ValueError
+            What is there is no program.
+
+        Notes
+        -----
+        Linux 4.13.
+        """
+        cdef Program program = Program.__new__(Program)
+        if (path is not None) + (id is not None) + (fd is not None) != 1:
+            raise TypeError("Program.open takes one of a path, id= and fd=")
+        if path is not None:
+            program._fd = syscall.obj_get(path)
+        elif id is not None:
+            program._fd = syscall.prog_get_fd_by_id(id)
+        else:
+            program._fd = syscall.duplicate(fd)
+        info = syscall.prog_info(program._fd)
+        program.name = info["name"]
+        program.type = info["type"]
+        return program
+
     @property
     def closed(self):
         """Whether the descriptor is closed."""

@@ -9,7 +9,7 @@ from fastmap._core.rows cimport Rows
 from fastmap._core.syscall cimport Fd
 
 
-cdef struct Head:  # `fastmap.programs`, at the start of the buffer
+cdef struct Head:  # `fastmap.loops`, at the start of the buffer
     uint32_t count
     uint32_t at
     uint32_t mode

@@ -26,7 +26,7 @@ cdef enum:
     SLEEPABLE = 16
     HEAD = 64
 
-#: What a run does about an element that fails: `fastmap.programs`.
+#: What a run does about an element that fails: `fastmap.loops`.
 MODES = {"raise": 0, "return": 1, "ignore": 2}
 
 
@@ -118,7 +118,7 @@ cdef class Runner:
     Parameters
     ----------
     layout : Layout
-        Of `fastmap.programs`.
+        Of `fastmap.loops`.
     large : bool
         Whether values are copied to an array of their own, not into the buffer.
     scratch : int

@@ -9,10 +9,10 @@ import fcntl
 import os
 
 from fastmap import errors
-from fastmap.enums import Command
+from fastmap.enums import Command, MapFlag
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, EINTR, ENOENT
+from libc.errno cimport EAGAIN, EINTR, EINVAL, ENOENT
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -123,6 +123,32 @@ cdef class Fd:
             self.number = -1
 
 
+cdef class Held:
+    """Descriptors that stay open in a ``with`` block: `Fd.close` in another thread waits for it."""
+
+    cdef list fds
+    cdef Py_ssize_t count
+
+    def __init__(self, fds):
+        self.fds = list(fds)
+
+    def __enter__(self):
+        cdef Fd fd
+        for fd in self.fds:
+            try:
+                fd.acquire()
+            except BaseException:
+                self.__exit__()
+                raise
+            self.count += 1
+
+    def __exit__(self, *_):
+        cdef Fd fd
+        for fd in self.fds[:self.count]:
+            fd.release()
+        self.count = 0
+
+
 def map_create(int map_type, uint32_t key_size, uint32_t value_size, uint32_t max_entries,
                uint32_t flags=0, bytes name=b"", uint32_t numa_node=0, int inner_map_fd=0,
                unsigned long long map_extra=0, int btf_fd=0, uint32_t btf_key_type_id=0,
@@ -216,16 +242,25 @@ def btf_get_fd_by_id(uint32_t number):
     return _fd_by_id(FM_BTF_GET_FD_BY_ID, number, 0, "BTF")
 
 
-def map_get_next_id(uint32_t start):
-    """BPF_MAP_GET_NEXT_ID: return the smallest map id above `start`, or None."""
+cdef object _next_id(int command, uint32_t start):
     cdef fm_get_id attr
     memset(&attr, 0, sizeof(attr))
     attr.id = start
-    cdef long result = fm_bpf(FM_MAP_GET_NEXT_ID, &attr, sizeof(attr))
+    cdef long result = fm_bpf(command, &attr, sizeof(attr))
     if result == -ENOENT:  # that was the last
         return None
-    check(result, FM_MAP_GET_NEXT_ID)
+    check(result, command)
     return attr.next_id
+
+
+def map_get_next_id(uint32_t start):
+    """BPF_MAP_GET_NEXT_ID: return the smallest map id above `start`, or None."""
+    return _next_id(FM_MAP_GET_NEXT_ID, start)
+
+
+def prog_get_next_id(uint32_t start):
+    """BPF_PROG_GET_NEXT_ID: return the smallest program id above `start`, or None."""
+    return _next_id(FM_PROG_GET_NEXT_ID, start)
 
 
 cdef _get_info(Fd fd, void *info, uint32_t size):
@@ -249,22 +284,52 @@ def map_info(Fd fd):
 
 
 def prog_info(Fd fd):
-    """BPF_OBJ_GET_INFO_BY_FD of a program: type, id, name, tag, and the id of its BTF or 0."""
-    cdef fm_prog_info_head info
-    memset(&info, 0, sizeof(info))
+    """BPF_OBJ_GET_INFO_BY_FD of a program, as a dict under the kernel's field names."""
+    cdef fm_prog_info info
+    cdef uint32_t room = 64
+    cdef bytearray ids
     _require(fd, "bpf-prog")
-    _get_info(fd, &info, sizeof(info))
-    name = (<bytes>info.name[:16]).split(b"\0", 1)[0].decode(errors="replace")
-    return {"type": info.type, "id": info.id, "name": name, "tag": (<bytes>info.tag[:8]).hex(),
-            "btf_id": info.btf_id}
+    while True:
+        ids = bytearray(room * sizeof(uint32_t))
+        memset(&info, 0, sizeof(info))
+        info.map_ids = fm_ptr(<char *>ids)
+        info.nr_map_ids = room
+        _get_info(fd, &info, sizeof(info))
+        if info.nr_map_ids <= room:
+            break
+        room = info.nr_map_ids
+    cdef dict fields = info
+    fields["map_ids"] = tuple(memoryview(ids).cast("I")[:info.nr_map_ids])
+    fields["name"] = (<bytes>info.name[:16]).split(b"\0", 1)[0].decode(errors="replace")
+    fields["tag"] = (<bytes>info.tag[:8]).hex()
+    fields["gpl_compatible"] = bool(info.gpl_compatible & 1)
+    del fields["nr_map_ids"]
+    return fields
 
 
 cdef int _require(Fd fd, str kind) except -1:
     # The kernel answers for any BPF object, and would fill a struct of another kind.
-    target = os.readlink(f"/proc/self/fd/{fd.get()}")
+    try:
+        target = os.readlink(f"/proc/self/fd/{fd.get()}")
+    except FileNotFoundError:
+        # A sandbox without /proc: ask the kernel itself.
+        target = f"anon_inode:{kind}" if _is(fd, kind) else "something else"
     if target != f"anon_inode:{kind}":
         raise ValueError(f"descriptor {fd.number} is {target}, not a {kind}")
     return 0
+
+
+cdef bint _is(Fd fd, str kind) except -1:
+    """Ask for nothing of the object: EINVAL where it is of another kind."""
+    cdef fm_bind_map attr
+    cdef uint32_t count = 0
+    if kind == "bpf-map":
+        return fm_batch(FM_MAP_LOOKUP_BATCH, fd.get(), NULL, NULL, NULL, NULL, &count,
+                        0) != -EINVAL
+    memset(&attr, 0, sizeof(attr))
+    attr.prog_fd = fd.get()
+    attr.map_fd = 0xffffffff  # refused, but later
+    return fm_bpf(FM_PROG_BIND_MAP, &attr, sizeof(attr)) != -EINVAL
 
 
 def fdinfo(Fd fd):
@@ -286,7 +351,7 @@ def map_freeze(Fd fd, int map_type=0):
     check(fm_bpf(FM_MAP_FREEZE, &attr, sizeof(attr)), FM_MAP_FREEZE, map_type)
 
 
-def btf_load(bytes btf):
+def btf_load(bytes btf, int token_fd=0):
     """BPF_BTF_LOAD: return the `Fd`. A refusal comes with the kernel's log."""
     cdef fm_btf_load attr
     cdef bytearray log
@@ -294,6 +359,9 @@ def btf_load(bytes btf):
     memset(&attr, 0, sizeof(attr))
     attr.btf = fm_ptr(<const char *>btf)
     attr.btf_size = len(btf)
+    if token_fd:
+        attr.btf_flags = MapFlag.TOKEN_FD
+        attr.btf_token_fd = token_fd
     # Without a log first: a log buffer that is too small fails good BTF with ENOSPC.
     result = fm_bpf(FM_BTF_LOAD, &attr, sizeof(attr))
     if result >= 0:
@@ -318,6 +386,14 @@ def btf_bytes(Fd fd):
     info.btf_size = len(data)
     _get_info(fd, &info, sizeof(info))
     return bytes(data)
+
+
+def token_create(int bpffs_fd):
+    """BPF_TOKEN_CREATE: return the token's `Fd`."""
+    cdef fm_token_create attr
+    memset(&attr, 0, sizeof(attr))
+    attr.bpffs_fd = bpffs_fd
+    return Fd(<int>check(fm_bpf(FM_TOKEN_CREATE, &attr, sizeof(attr)), FM_TOKEN_CREATE))
 
 
 def prog_load(int prog_type, bytes insns, bytes license, bytes name, uint32_t flags,
@@ -380,7 +456,8 @@ PROBED = tuple(Command(c) for c in (
     FM_MAP_LOOKUP_ELEM, FM_MAP_UPDATE_ELEM, FM_MAP_DELETE_ELEM, FM_MAP_GET_NEXT_KEY,
     FM_PROG_TEST_RUN, FM_PROG_GET_FD_BY_ID, FM_MAP_GET_FD_BY_ID, FM_OBJ_GET_INFO_BY_FD,
     FM_BTF_GET_FD_BY_ID, FM_MAP_LOOKUP_AND_DELETE_ELEM, FM_MAP_FREEZE, FM_MAP_LOOKUP_BATCH,
-    FM_MAP_LOOKUP_AND_DELETE_BATCH, FM_MAP_UPDATE_BATCH, FM_MAP_DELETE_BATCH))
+    FM_MAP_LOOKUP_AND_DELETE_BATCH, FM_MAP_UPDATE_BATCH, FM_MAP_DELETE_BATCH,
+    FM_TOKEN_CREATE))
 
 
 def probe(int command):
@@ -391,7 +468,10 @@ def probe(int command):
     cdef uint32_t attr[32]
     memset(attr, 0, sizeof(attr))
     attr[0] = 0xffffffff
-    if command >= FM_MAP_LOOKUP_BATCH:
+    if command == FM_TOKEN_CREATE:
+        attr[0] = 0
+        attr[1] = 0xffffffff
+    elif command >= FM_MAP_LOOKUP_BATCH:
         attr[0] = 0
         attr[9] = 0xffffffff
     return fm_bpf(command, attr, 128)

@@ -41,6 +41,8 @@ enum {
     FM_MAP_LOOKUP_AND_DELETE_BATCH = 25,
     FM_MAP_UPDATE_BATCH = 26,
     FM_MAP_DELETE_BATCH = 27,
+    FM_PROG_BIND_MAP = 35,
+    FM_TOKEN_CREATE = 36,
 };
 
 /* Each command's own slice of union bpf_attr; what a command does not name is zero. */
@@ -155,6 +157,19 @@ struct fm_btf_load {
     uint32_t btf_log_size;
     uint32_t btf_log_level;
     uint32_t btf_log_true_size;
+    uint32_t btf_flags;
+    uint32_t btf_token_fd;
+};
+
+struct fm_bind_map {
+    uint32_t prog_fd;
+    uint32_t map_fd;
+    uint32_t flags;
+};
+
+struct fm_token_create {
+    uint32_t flags;
+    uint32_t bpffs_fd;
 };
 
 struct fm_map_info {
@@ -176,7 +191,7 @@ struct fm_map_info {
     uint64_t map_extra;
 };
 
-struct fm_prog_info_head { /* the first bytes of struct bpf_prog_info */
+struct fm_prog_info {
     uint32_t type;
     uint32_t id;
     uint8_t tag[8];
@@ -190,7 +205,7 @@ struct fm_prog_info_head { /* the first bytes of struct bpf_prog_info */
     uint64_t map_ids;
     char name[16];
     uint32_t ifindex;
-    uint32_t gpl_compatible;
+    uint32_t gpl_compatible; /* the lowest bit */
     uint64_t netns_dev;
     uint64_t netns_ino;
     uint32_t nr_jited_ksyms;
@@ -199,6 +214,22 @@ struct fm_prog_info_head { /* the first bytes of struct bpf_prog_info */
     uint64_t jited_func_lens;
     uint32_t btf_id;
     uint32_t func_info_rec_size;
+    uint64_t func_info;
+    uint32_t nr_func_info;
+    uint32_t nr_line_info;
+    uint64_t line_info;
+    uint64_t jited_line_info;
+    uint32_t nr_jited_line_info;
+    uint32_t line_info_rec_size;
+    uint32_t jited_line_info_rec_size;
+    uint32_t nr_prog_tags;
+    uint64_t prog_tags;
+    uint64_t run_time_ns;
+    uint64_t run_cnt;
+    uint64_t recursion_misses;
+    uint32_t verified_insns;
+    uint32_t attach_btf_obj_id;
+    uint32_t attach_btf_id;
 };
 
 struct fm_btf_info {
@@ -224,8 +255,13 @@ _Static_assert(sizeof(struct fm_info) == 16, "BPF_OBJ_GET_INFO_BY_FD");
 _Static_assert(offsetof(struct fm_btf_load, btf_log_level) == 24, "BPF_BTF_LOAD");
 _Static_assert(sizeof(struct fm_map_info) == 88, "struct bpf_map_info");
 _Static_assert(offsetof(struct fm_map_info, btf_id) == 64, "struct bpf_map_info btf_id");
-_Static_assert(offsetof(struct fm_prog_info_head, name) == 64, "struct bpf_prog_info name");
-_Static_assert(offsetof(struct fm_prog_info_head, btf_id) == 128, "struct bpf_prog_info btf_id");
+_Static_assert(offsetof(struct fm_btf_load, btf_token_fd) == 36, "BPF_BTF_LOAD token");
+_Static_assert(sizeof(struct fm_bind_map) == 12, "BPF_PROG_BIND_MAP");
+_Static_assert(sizeof(struct fm_token_create) == 8, "BPF_TOKEN_CREATE");
+_Static_assert(offsetof(struct fm_prog_info, name) == 64, "struct bpf_prog_info name");
+_Static_assert(offsetof(struct fm_prog_info, btf_id) == 128, "struct bpf_prog_info btf_id");
+_Static_assert(offsetof(struct fm_prog_info, run_time_ns) == 192, "struct bpf_prog_info run_time_ns");
+_Static_assert(sizeof(struct fm_prog_info) == 232, "struct bpf_prog_info");
 _Static_assert(sizeof(struct fm_btf_info) == 32, "struct bpf_btf_info");
 
 static inline uint64_t fm_ptr(const void *pointer)

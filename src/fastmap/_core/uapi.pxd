@@ -27,6 +27,8 @@ cdef extern from "uapi.h" nogil:
     int FM_MAP_LOOKUP_AND_DELETE_BATCH
     int FM_MAP_UPDATE_BATCH
     int FM_MAP_DELETE_BATCH
+    int FM_PROG_BIND_MAP
+    int FM_TOKEN_CREATE
 
     struct fm_map_create:
         uint32_t map_type
@@ -104,6 +106,16 @@ cdef extern from "uapi.h" nogil:
         uint32_t btf_size
         uint32_t btf_log_size
         uint32_t btf_log_level
+        uint32_t btf_flags
+        uint32_t btf_token_fd
+
+    struct fm_bind_map:
+        uint32_t prog_fd
+        uint32_t map_fd
+
+    struct fm_token_create:
+        uint32_t flags
+        uint32_t bpffs_fd
 
     struct fm_map_info:
         uint32_t type
@@ -123,12 +135,28 @@ cdef extern from "uapi.h" nogil:
         uint32_t btf_vmlinux_id
         uint64_t map_extra
 
-    struct fm_prog_info_head:
+    struct fm_prog_info:
         uint32_t type
         uint32_t id
         uint8_t tag[8]
+        uint32_t jited_prog_len
+        uint32_t xlated_prog_len
+        uint64_t load_time
+        uint32_t created_by_uid
+        uint32_t nr_map_ids
+        uint64_t map_ids
         char name[16]
+        uint32_t ifindex
+        uint32_t gpl_compatible
+        uint64_t netns_dev
+        uint64_t netns_ino
         uint32_t btf_id
+        uint64_t run_time_ns
+        uint64_t run_cnt
+        uint64_t recursion_misses
+        uint32_t verified_insns
+        uint32_t attach_btf_obj_id
+        uint32_t attach_btf_id
 
     struct fm_btf_info:
         uint64_t btf

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from itertools import pairwise
 from threading import Event
 from time import monotonic
@@ -16,13 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmap._core import syscall
+from fastmap._core.batch import BatchReader
 from fastmap._core.codec import PerCpuCodec, codec_of
 from fastmap._core.columns import Columns
 from fastmap._core.map import MapCore
 from fastmap._core.rows import Rows, rows_of
 from fastmap._core.syscall import Fd
 from fastmap.accel import InKernel, Loops, Walks
-from fastmap.enums import ANY, Command, MapFlag, MapType
+from fastmap.btf_special import special_fields
+from fastmap.enums import ANY, Command, MapFlag, MapType, UpdateFlag
+from fastmap.inventory import MapInfo
 from fastmap.maps.rules import GIVEN, Described, Shape, Side
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -32,45 +34,6 @@ Keys: TypeAlias = npt.ArrayLike | Sequence[Any]
 SLICE = 16384
 #: The ways a call can take.
 WAYS = ("auto", "syscall", "kernel")
-
-
-@dataclass(frozen=True)
-class MapInfo:
-    """What the kernel says about a map: ``struct bpf_map_info`` and the descriptor's fdinfo.
-
-    Attributes
-    ----------
-    memlock : int
-        Bytes of kernel memory, as the kernel estimates them.
-    frozen : bool
-    """
-
-    type: int
-    id: int
-    key_size: int
-    value_size: int
-    max_entries: int
-    map_flags: int
-    name: str
-    ifindex: int
-    btf_vmlinux_value_type_id: int
-    netns_dev: int
-    netns_ino: int
-    btf_id: int
-    btf_key_type_id: int
-    btf_value_type_id: int
-    btf_vmlinux_id: int
-    map_extra: int
-    memlock: int
-    frozen: bool
-
-    @classmethod
-    def of(cls, fd: Fd) -> Self:
-        """Ask the kernel about the map behind `fd`."""
-        fields = syscall.map_info(fd)
-        more = syscall.fdinfo(fd)
-        return cls(**fields, memlock=int(more.get("memlock", 0)),
-                   frozen=more.get("frozen", "0") == "1")
 
 
 class Batch:
@@ -91,12 +54,13 @@ class Batch:
         When the read began and ended, in nanoseconds of the monotonic clock.
     """
 
-    __slots__ = ("complete", "ended_ns", "keys", "started_ns", "values")
+    __slots__ = ("_key_objects", "complete", "ended_ns", "keys", "started_ns", "values")
 
     def __init__(self, keys: Array, values: Array, *, complete: bool, started_ns: int,
-                 ended_ns: int) -> None:
+                 ended_ns: int, key_objects: Callable[[Array], list[Any]] | None = None) -> None:
         self.keys = keys
         self.values = values
+        self._key_objects = key_objects or elements
         self.complete = complete
         self.started_ns = started_ns
         self.ended_ns = ended_ns
@@ -111,11 +75,12 @@ class Batch:
     def copy(self) -> Batch:
         """Return a batch that owns copies: it stays as it is when a reader reads on."""
         return Batch(self.keys.copy(), self.values.copy(), complete=self.complete,
-                     started_ns=self.started_ns, ended_ns=self.ended_ns)
+                     started_ns=self.started_ns, ended_ns=self.ended_ns,
+                     key_objects=self._key_objects)
 
     def items(self) -> Iterator[tuple[Any, Any]]:
         """Iterate over ``(key, value)`` as Python objects."""
-        return zip(elements(self.keys), elements(self.values), strict=True)
+        return zip(self._key_objects(self.keys), elements(self.values), strict=True)
 
     def __repr__(self) -> str:
         return (f"<fastmap.Batch of {len(self)}: {self.keys.dtype} to {self.values.dtype}"
@@ -162,6 +127,10 @@ class Map(MapCore):
     always: ClassVar[MapFlag] = MapFlag(0)
     #: Whether the dtypes may be told to the kernel as BTF.
     described: ClassVar[Described] = "may"
+    #: How whole reads walk the map.
+    _reads_by: ClassVar[type[BatchReader]] = BatchReader
+    #: What makes Python objects of an array of keys; None: `elements`.
+    _key_objects: Callable[[Array], list[Any]] | None = None
 
     @classmethod
     def settle(cls, shape: Shape) -> None:
@@ -193,6 +162,13 @@ class Map(MapCore):
         self.dtype_source = dtype_source
         self._via = check_way(via)
         self._in_kernel: InKernel | None = None
+        if locked(value):
+            self._lock = int(UpdateFlag.LOCK)
+
+    @property
+    def _most(self) -> int:
+        """How many entries the map can have: more than that, no walk looks at."""
+        return self.max_entries
 
     # ---- the handle ----------------------------------------------------------------------------
 
@@ -235,6 +211,8 @@ class Map(MapCore):
     def pin(self, path: str | os.PathLike[str]) -> None:
         """Pin the map at `path`, on a bpffs: it lives on when all handles are closed.
 
+        A map may have several pins.
+
         Raises
         ------
         KeyExists
@@ -249,7 +227,7 @@ class Map(MapCore):
         syscall.obj_pin(self._fd, path)
 
     def unpin(self, path: str | os.PathLike[str]) -> None:
-        """Remove the pin of this map at `path`.
+        """Remove the pin of this map at `path`. Other pins of it stay.
 
         Raises
         ------
@@ -258,8 +236,7 @@ class Map(MapCore):
         ValueError
             Another map is pinned there; it is left alone.
         """
-        self.fileno()  # a closed map is an error, not a file that goes
-        self._fd.fileno()
+        self._fd.fileno()  # a closed map is an error, not a file that goes
         pinned = syscall.obj_get(path)
         try:
             there = syscall.map_info(pinned)["id"]
@@ -511,6 +488,12 @@ class Map(MapCore):
         else:
             applied = in_threads(part, keys.count, threads)
         return applied if errnos is None else errnos
+
+
+def locked(value: np.dtype[Any] | None) -> bool:
+    """Tell whether values of this dtype hold a `fastmap.spin_lock`."""
+    return value is not None and any(
+        place.kind == "bpf_spin_lock" for place in special_fields(value).values())
 
 
 def check_way(via: str) -> str:

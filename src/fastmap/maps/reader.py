@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastmap._core.batch import BatchReader
 from fastmap._core.codec import PerCpuCodec
 from fastmap._core.columns import Columns
 from fastmap.dtypes import Reduce, Where, plan, slots
 from fastmap.maps.base import Batch, Map
 
 if TYPE_CHECKING:
+    from fastmap._core.batch import BatchReader
     from fastmap._core.memory import Mapping
     from fastmap._core.walk import Walker
 
@@ -44,9 +44,10 @@ class Reader:
         self._cpus = cpus
         self._key_dtype = source.key_dtype
         self._core: BatchReader | Walker
-        self._core = self._batches = BatchReader(
-            source, source.max_entries, is_array, columns, chunk or 0)
+        self._core = self._batches = source._reads_by(
+            source, source._most, is_array, columns, chunk or 0)
         self._in_kernel = source._walks(via, exact, columns)
+        self._key_objects = source._key_objects
         self._filtered = where is not None
         self._walks = 0
         self._mapped: Mapping | None = None
@@ -89,7 +90,8 @@ class Reader:
         self._views()
         return Batch(self._keys[:core.filled], self._values[:core.filled],
                      complete=complete and core.exact,
-                     started_ns=core.started_ns, ended_ns=core.ended_ns)
+                     started_ns=core.started_ns, ended_ns=core.ended_ns,
+                     key_objects=self._key_objects)
 
     def read(self) -> Batch:
         """Read the whole map (BPF_MAP_LOOKUP_BATCH, or in the kernel where the rule says so).
@@ -174,7 +176,7 @@ class Reader:
 
 def count(source: Map) -> int:
     """Count the entries of a map by a walk, in bounded memory."""
-    core = BatchReader(source, source.max_entries, False, _nothing(source), 0)
+    core = source._reads_by(source, source._most, False, _nothing(source), 0)
     total = 0
     while not core.ended:
         total += core.fill(False, False)
@@ -183,7 +185,7 @@ def count(source: Map) -> int:
 
 def sweep(source: Map) -> None:
     """Delete the entries of a map in one bounded walk."""
-    core = BatchReader(source, source.max_entries, False, _nothing(source), 0)
+    core = source._reads_by(source, source._most, False, _nothing(source), 0)
     while not core.ended:
         core.fill(True, False)
 

@@ -24,14 +24,17 @@ class Side:
     allowed : tuple of dtype, or None
         The dtypes there are, the usual one first; empty where maps of the type have no such side,
         None where users choose.
+    usual : dtype, optional
+        What they need not say, where they choose.
     """
 
     allowed: tuple[np.dtype[Any], ...] | None
+    usual: np.dtype[Any] | None = None
 
     def settle(self, spec: npt.DTypeLike | None, what: str, kind: MapType) -> np.dtype[Any] | None:
         """Return the dtype for a new map, of which `spec` is what the user said."""
         if self.allowed is None:
-            return parse(spec, what)
+            return self.usual if spec is None and self.usual is not None else parse(spec, what)
         if not self.allowed:
             if spec is not None:
                 raise TypeError(f"a map of type {kind.name} has no {what}; {what}={spec!r} "
@@ -77,6 +80,11 @@ def fixed(*specs: npt.DTypeLike) -> Side:
 
 #: The number of an element.
 INDEX = fixed("u4")
+
+
+#: The types whose values may hold a lock.
+LOCKABLE = (MapType.HASH, MapType.ARRAY, MapType.CGROUP_STORAGE, MapType.SK_STORAGE,
+            MapType.INODE_STORAGE, MapType.TASK_STORAGE, MapType.CGRP_STORAGE)
 
 
 @dataclass

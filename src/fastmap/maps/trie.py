@@ -2,15 +2,224 @@
 
 from __future__ import annotations
 
-from fastmap.enums import MapFlag, MapType
-from fastmap.maps.base import Map
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmap._core import syscall
+from fastmap._core.codec import codec_of
+from fastmap._core.map import MapCore
+from fastmap._core.prefix import PrefixCodec, prefixes
+from fastmap._core.rows import rows_of
+from fastmap._core.syscall import Fd
+from fastmap._core.trie import TrieReader
+from fastmap.dtypes import Reduce
+from fastmap.enums import ANY, NOEXIST, MapFlag, MapType
+from fastmap.errors import KeyExists, NotSupported
+from fastmap.maps.base import Array, Keys, Map
+from fastmap.maps.rules import Shape, Side
 from fastmap.maps.tables import HashMap
+
+_MISSING: Any = object()
+
+#: Bytes of a key: the length of the prefix, and 1 to 256 bytes of address.
+SMALLEST_KEY, LARGEST_KEY = 5, 260
+
+IPV4 = np.dtype([("prefixlen", "u4"), ("addr", "u1", (4,))])
+IPV6 = np.dtype([("prefixlen", "u4"), ("addr", "u1", (16,))])
+
+_NAMED = {"ipv4": IPV4, "ipv6": IPV6}
+_VERSIONS = {IPV4: 4, IPV6: 6}
+_NETWORKS = {4: IPv4Network, 6: IPv6Network}
+
+
+def _named(spec: npt.DTypeLike | None) -> npt.DTypeLike | None:
+    return _NAMED.get(spec, spec) if isinstance(spec, str) else spec
+
+
+@dataclass(frozen=True)
+class _PrefixSide(Side):
+    """Any dtype; "ipv4" and "ipv6" stand for those of their prefixes."""
+
+    def settle(self, spec: npt.DTypeLike | None, what: str, kind: MapType) -> np.dtype[Any] | None:
+        return super().settle(_named(spec), what, kind)
+
+    def of_size(self, spec: npt.DTypeLike | None, size: int, what: str,
+                kind: MapType) -> np.dtype[Any] | None:
+        return super().of_size(_named(spec), size, what, kind)
 
 
 class LpmTrie(HashMap):
-    """LPM_TRIE: a value under each prefix; a lookup finds the longest one that matches."""
+    """LPM_TRIE: a value under each prefix; a lookup finds the longest one that matches.
+
+    >>> routes = fastmap.create("lpm_trie", key="ipv4", value="u4", max_entries=1024)
+    >>> routes["10.0.0.0/8"], routes["10.1.0.0/16"] = 1, 2
+    >>> routes["10.1.2.3"], routes["10.9.9.9"], "192.0.2.1" in routes
+    (2, 1, False)
+    >>> routes.lookup_many(np.array([[10, 1, 2, 3], [10, 9, 9, 9]], "u1"))[0]
+    array([2, 1], dtype=uint32)
+
+    A key is a record (or tuple, or bytes) of the key dtype: a u4, the length of the prefix in bits,
+    and the address, its first byte first. For ``key="ipv4"`` (or "ipv6"), that is
+    ``[("prefixlen", "u4"), ("addr", "u1", (4,))]`` (or 16), a key is as well text
+    ("10.0.0.0/8"), or a network or address of `ipaddress`; an address is a prefix of full length.
+    Many keys are arrays of the dtype, sequences of any of these, arrays of text; and of whole
+    addresses ``(n, 4)`` (or 16) of "u1", or for IPv4 ``(n,)`` of ">u4". An array of native u4 is
+    refused: whether it holds numbers or the bytes of addresses cannot be told.
+
+    ``m[key]``, ``get``, ``in``, `lookup_many`: of the prefixes that are there, the longest that
+    covers the key (and is not longer than it). ``m[key] = value``, ``del m[key]``, ``pop``,
+    `update_many`, `delete_many`: exactly this prefix.
+
+    Bits of the address behind the prefix mean nothing to the kernel, but it would keep them and
+    hand them out: they are cleared in what is handed in. A prefix longer than the address is a
+    `ValueError`.
+
+    Iteration, ``keys()`` and ``items()`` give `ipaddress` networks for the two dtypes, which hash
+    (numpy's records with an array in them do not), and records for others; arrays keep the dtype.
+
+    **Whole reads** go from key to key. Where the key that the kernel stands on is deleted
+    meanwhile, it starts over; the reader passes over what it has had, and so returns each entry
+    once. A walk ends at the latest when the kernel has handed out four times ``max_entries``:
+    ``complete`` is False then. An entry that is deleted while it is read may show the value of the
+    prefix above it.
+
+    **Drains** and ``clear()`` look up a batch of entries and then delete it, for want of a command
+    that does both: what was deleted is returned, once, but a value that is replaced between the
+    two is lost, the new one. The same holds for ``pop`` and ``popitem``. In one step none can be
+    had: `lookup_and_delete` is `NotSupported`.
+    """
 
     always = MapFlag.NO_PREALLOC
+    keys_are = _PrefixSide(None)
+    _reads_by = TrieReader
+
+    @classmethod
+    def settle(cls, shape: Shape) -> None:
+        """Check the size of the key."""
+        if not SMALLEST_KEY <= shape.key_size <= LARGEST_KEY:
+            raise ValueError(f"key {shape.key} has {shape.key_size} bytes; an LPM trie's has "
+                             f"{SMALLEST_KEY} to {LARGEST_KEY}: a u4 for the length of the prefix, "
+                             "and the address")
+        if shape.map_extra:
+            raise ValueError(f"map_extra={shape.map_extra}: not for an LPM trie")
+
+    def __new__(cls, fd: Fd, key: np.dtype[Any] | None, value: np.dtype[Any] | None,
+                **_: Any) -> Self:
+        version = 0 if key is None else _VERSIONS.get(key, 0)
+        return MapCore.__new__(cls, fd, syscall.map_info(fd)["type"],
+                               PrefixCodec(codec_of(key, "key"), version),
+                               codec_of(value, "value"))
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._version = _VERSIONS.get(self.key_dtype, 0)
+        if self._version:
+            self._key_objects = _networks
+
+    # ---- keys as they are given ----------------------------------------------------------------
+
+    def _prefixes(self, keys: Keys) -> Array:
+        """Return `keys` as an array of the key dtype that the kernel will take."""
+        if self._version and isinstance(keys, np.ndarray) and keys.dtype.names is None:
+            keys = self._addresses(keys)
+        return prefixes(rows_of(keys, self._key))
+
+    def _addresses(self, given: Array) -> Keys:
+        width = self.key_dtype.itemsize - 4
+        if given.dtype.kind == "U" and given.ndim == 1:
+            texts: list[str] = given.tolist()
+            return texts
+        if given.dtype == np.uint8 and given.ndim == 2 and given.shape[1] == width:
+            octets = given
+        elif given.dtype == np.dtype(">u4") and given.ndim == 1 and width == 4:
+            octets = np.ascontiguousarray(given).view("u1").reshape(-1, 4)
+        else:
+            numbers = ", (n,) of '>u4'" if width == 4 else ""
+            hint = ("; of a native u4 it cannot be told whether it is a number or the bytes of an "
+                    "address: .astype('>u4') or .view('>u4')"
+                    if given.dtype == np.uint32 and width == 4 else "")
+            raise TypeError(f"keys are an array of the key dtype, or addresses: (n, {width}) of "
+                            f"'u1'{numbers}; not {given.shape} of {given.dtype}{hint}")
+        whole = np.empty(len(octets), self.key_dtype)
+        whole["prefixlen"] = 8 * width
+        whole["addr"] = octets
+        return whole
+
+    def lookup_many(self, keys: Keys, *, out: Array | None = None, reduce: Reduce = None,
+                    via: str | None = None, threads: int = 1) -> tuple[Array, Array]:
+        """Look up many keys, each the longest prefix that covers it; see `Table.lookup_many`.
+
+        An array of addresses becomes one of keys in one pass.
+        """
+        return super().lookup_many(self._prefixes(keys), out=out, reduce=reduce, via=via,
+                                   threads=threads)
+
+    def update_many(self, keys: Keys, values: Any, *, flags: int = ANY, errors: str = "raise",
+                    via: str | None = None, threads: int = 1) -> Any:
+        """Set the values of many prefixes; see `Map.update_many`. Linux 5.13 in batches."""
+        return super().update_many(self._prefixes(keys), values, flags=flags, errors=errors,
+                                   via=via, threads=threads)
+
+    def delete_many(self, keys: Keys, *, errors: str = "ignore", via: str | None = None,
+                    threads: int = 1) -> Any:
+        """Delete many prefixes, exactly these; see `Map.delete_many`. Linux 5.13 in batches."""
+        return super().delete_many(self._prefixes(keys), errors=errors, via=via, threads=threads)
+
+    # ---- what a trie cannot do in one step -----------------------------------------------------
+
+    def lookup_and_delete(self, key: Any) -> Any:
+        """Refuse: the kernel has no such command for tries; `pop` takes two steps."""
+        self.fileno()
+        raise NotSupported(95, "BPF_MAP_LOOKUP_AND_DELETE_ELEM is not there for LPM_TRIE: pop "
+                           "looks up, then deletes")
+
+    def lookup_and_delete_many(self, keys: Keys, *, reduce: Reduce = None,
+                               via: str | None = None) -> tuple[Array, Array]:
+        """Refuse, as `lookup_and_delete` does; `lookup_many` and `delete_many` are two steps."""
+        self.fileno()
+        raise NotSupported(95, "BPF_MAP_LOOKUP_AND_DELETE_ELEM is not there for LPM_TRIE: "
+                           "lookup_many, then delete_many")
+
+    def pop(self, key: Any, default: Any = _MISSING) -> Any:
+        """Delete exactly the prefix `key` and return its value, in two steps.
+
+        A value set by another between the two is lost.
+        """
+        try:
+            value = self.lookup(key)  # if the prefix is there, none that covers it is longer
+            self.delete(key)
+        except KeyError:
+            if default is _MISSING:
+                raise
+            return default
+        return value
+
+    def popitem(self) -> tuple[Any, Any]:
+        """Delete an entry, some one, and return it, in two steps; `KeyError`: there is none."""
+        for batch in self.reader(chunk=1).drain_chunks():
+            for item in batch.items():
+                return item
+        raise KeyError("the map is empty")
+
+    def setdefault(self, key: Any, default: Any) -> Any:
+        """Return the value of exactly the prefix `key`; where it is missing, set `default`."""
+        with suppress(KeyExists):  # no lookup first: it may find a shorter prefix
+            self._update(key, default, NOEXIST)
+        return self.lookup(key)
+
+
+def _networks(keys: Array) -> list[Any]:
+    """Return an array of IPV4 or IPV6 as networks of `ipaddress`."""
+    network = _NETWORKS[_VERSIONS[keys.dtype]]
+    size = keys.dtype.itemsize - 4
+    octets = np.ascontiguousarray(keys["addr"]).tobytes()
+    return [network((octets[i * size:(i + 1) * size], length), strict=False)
+            for i, length in enumerate(keys["prefixlen"].tolist())]
 
 
 CLASSES: dict[MapType, type[Map]] = {MapType.LPM_TRIE: LpmTrie}

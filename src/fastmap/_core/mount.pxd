@@ -1,0 +1,1 @@
+"""mount(2) and umount2(2)."""

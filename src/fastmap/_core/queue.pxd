@@ -1,0 +1,1 @@
+"""Elements without keys: queues, stacks, Bloom filters."""
