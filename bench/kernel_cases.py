@@ -10,12 +10,12 @@ import numpy as np
 
 import fastmap
 
-from .cases import Case, Row, Size, best_chunk, records, scattered
+from .cases import SLACK, Case, Row, Size, best_chunk, records, scattered
 from .cside import U64, Array, CSide, touched
 from .harness import CPUS, Side
 
 RECORD = [("packets", "u8"), ("bytes", "u8")]
-LOOP = "C, LOOKUP_ELEM"
+LOOP, BATCH = "C, LOOKUP_ELEM", "C, LOOKUP_BATCH, best chunk"
 
 
 def faster(times: float) -> float:
@@ -141,6 +141,138 @@ def kernel_delete(c: CSide, size: Size) -> Iterator[Case]:
         yield Case("`delete_many`, 100k keys", "C, DELETE_ELEM", faster(3.5), n,
                    lambda number: int(m.delete_many(asked)), lambda number: loop(), check,
                    rounds=20, before=before)
+
+
+@contextmanager
+def kernel_read(c: CSide, size: Size) -> Iterator[Case]:
+    """A whole read of a full map that need not be exact."""
+    n = 10 * size.entries
+    keys = scattered(n)
+    with fastmap.create("hash", key="u8", value=RECORD, max_entries=n) as m:
+        c.update_batch(m.fileno(), keys, records(keys))()
+        reader = m.reader(exact=False, via="kernel")
+        out_keys, out_values = touched(n + SLACK, "u8"), touched(n + SLACK, RECORD)
+
+        def check() -> None:
+            got, values = reader.read()
+            assert np.array_equal(np.sort(got), np.sort(keys))
+            assert np.array_equal(values, records(got))
+
+        theirs = best_chunk(
+            lambda chunk: c.lookup_batch(m.fileno(), out_keys, out_values, chunk), n)
+        yield Case("`reader(exact=False).read()`, 1M entries", BATCH, faster(3.5), n,
+                   lambda number: len(reader.read()), theirs, check, rounds=8)
+
+
+@contextmanager
+def kernel_snapshot(c: CSide, size: Size) -> Iterator[Case]:
+    """The same into fresh arrays."""
+    n = 10 * size.entries
+    keys = scattered(n)
+    with fastmap.create("hash", key="u8", value=RECORD, max_entries=n) as m:
+        c.update_batch(m.fileno(), keys, records(keys))()
+        out_keys, out_values = touched(n + SLACK, "u8"), touched(n + SLACK, RECORD)
+
+        def check() -> None:
+            got, values = m.snapshot(exact=False)
+            assert np.array_equal(np.sort(got), np.sort(keys))
+            assert np.array_equal(values, records(got))
+
+        theirs = best_chunk(
+            lambda chunk: c.lookup_batch(m.fileno(), out_keys, out_values, chunk), n)
+        yield Case("`snapshot(exact=False)`, 1M entries", BATCH, faster(3.3), n,
+                   lambda number: len(m.snapshot(exact=False)), theirs, check, rounds=8)
+
+
+@contextmanager
+def kernel_where(c: CSide, size: Size) -> Iterator[Case]:
+    """One field of eight, of the one entry in a hundred that passes."""
+    n = 10 * size.entries
+    keys = scattered(n)
+    values = np.zeros(n, [(f"f{i}", "u8") for i in range(8)])
+    values["f0"], values["f3"] = keys, np.arange(n) % 100
+    with fastmap.create("hash", key="u8", value=values.dtype, max_entries=n) as m:
+        c.update_batch(m.fileno(), keys, values)()
+        reader = m.reader(exact=False, via="kernel", fields=["value.f0"],
+                          where=("value.f3", "==", 7))
+        out_keys, out_values = touched(n + SLACK, "u8"), touched(n + SLACK, values.dtype)
+
+        def check() -> None:
+            got, kept = reader.read()
+            assert np.array_equal(np.sort(got), np.sort(keys[values["f3"] == 7]))
+            assert np.array_equal(kept["f0"], got)
+
+        def ours(number: int) -> int:
+            assert len(reader.read()) == n // 100
+            return n
+
+        theirs = best_chunk(
+            lambda chunk: c.lookup_batch(m.fileno(), out_keys, out_values, chunk), n)
+        yield Case("the same, 1 of 8 fields where 1% pass", BATCH, faster(4.5), n, ours, theirs,
+                   check, rounds=8)
+
+
+@contextmanager
+def kernel_prefixes(c: CSide, size: Size) -> Iterator[Case]:
+    """Addresses that all hit one of 10,000 prefixes."""
+    n, many = size.entries, size.entries // 10
+    with fastmap.create("lpm_trie", key="ipv4", value="u4", max_entries=many) as m:
+        prefixes = np.zeros(many, m.key_dtype)
+        prefixes["prefixlen"] = 24
+        numbers = np.random.default_rng(7).permutation(1 << 24)[:many].astype("u4")
+        prefixes["addr"] = (numbers << 8).astype(">u4").view("u1").reshape(-1, 4)
+        m.update_many(prefixes, np.arange(many, dtype="u4"))
+        which = np.random.default_rng(8).integers(0, many, n)
+        asked = np.zeros(n, m.key_dtype)
+        asked["prefixlen"], asked["addr"] = 32, prefixes["addr"][which]
+        asked["addr"][:, 3] = np.random.default_rng(9).integers(0, 256, n)
+        m.prepare()
+
+        def ours(number: int) -> int:
+            return int(np.count_nonzero(m.lookup_many(asked)[1]))
+
+        def check() -> None:
+            values, found = m.lookup_many(asked)
+            assert found.all() and np.array_equal(values, which)
+
+        loop = c.lookup_loop(m.fileno(), asked, touched(n, "u4"))
+        yield Case("LPM `lookup_many`, 100k addresses, 10k prefixes", LOOP, faster(5), n, ours,
+                   lambda number: loop(), check, rounds=15)
+
+
+def _queue(push: bool) -> Row:
+    @contextmanager
+    def row(c: CSide, size: Size) -> Iterator[Case]:
+        n = size.entries
+        values = scattered(n)
+        with fastmap.create("queue", value="u8", max_entries=n) as m:
+            m.prepare()
+            out = touched(n, "u8")
+            pushes, pops = c.push_loop(m.fileno(), values), c.pop_loop(m.fileno(), out)
+
+            def before() -> None:
+                m.clear()
+                if not push:
+                    assert m.push_many(values) == n
+
+            def check() -> None:
+                m.clear()
+                assert m.push_many(values) == n and np.array_equal(m.pop_many(n), values)
+
+            if push:
+                yield Case("QUEUE `push_many`, 8 B", "C, UPDATE_ELEM", faster(12), n,
+                           lambda number: int(m.push_many(values)), lambda number: pushes(),
+                           check, rounds=15, before=before)
+            else:
+                yield Case("QUEUE `pop_many`, 8 B", "C, LOOKUP_AND_DELETE_ELEM", faster(12), n,
+                           lambda number: len(m.pop_many(n)), lambda number: pops(), check,
+                           rounds=15, before=before)
+
+    return row
+
+
+kernel_push = _queue(True)
+kernel_pop = _queue(False)
 
 
 def _few(count: int) -> Row:

@@ -272,7 +272,8 @@ cdef class Runner:
         return applied
 
     cdef int _apply(self, int fd, MapCore map, int command, Rows keys, Rows values,
-                    Py_ssize_t count, int mode, char *codes, Py_ssize_t code, Py_ssize_t *applied) except -1 nogil:
+                    Py_ssize_t count, int mode, char *codes, Py_ssize_t code,
+                    Py_ssize_t *applied) except -1 nogil:
         cdef Head *head = self.head()
         cdef char *left = self.memory.data + self.codes_at
         cdef Py_ssize_t n, i = 0

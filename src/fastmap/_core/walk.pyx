@@ -11,7 +11,6 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmap._core.map cimport MapCore
-from fastmap._core.memory cimport Mapping
 from fastmap._core.run cimport Head, mapped, run
 from fastmap._core.syscall cimport Fd, forks, look_for_signals
 from fastmap._core.uapi cimport *
