@@ -260,8 +260,9 @@ class InKernel:
         if work in ("lookup", "take"):
             make = partial(make, rows=runner.large)
         name, sleepable = f"fastmap_{work}"[:15], self.kind not in _DETOUR
-        if runner.scratch is not None and work != "increment" and touching.inside() is not None:
-            toucher = touching.Toucher(fd, runner.scratch, touching.inside(), self.layout.key_size,
+        inside = touching.inside() if runner.scratch is not None and work != "increment" else None
+        if runner.scratch is not None and inside is not None:
+            toucher = touching.Toucher(fd, runner.scratch, inside, self.layout.key_size,
                                        self.layout.value_size)
             try:
                 return load(core, make(toucher=toucher), name, sleepable)
@@ -293,6 +294,8 @@ class InKernel:
         """Load all that the map's calls may need, for so many threads; return for what."""
         works = tuple(work for work in _HAVE
                       if work not in _WALKS and not self.why_not(core, work))
+        if not works:
+            raise NotSupported(errno.EOPNOTSUPP, self.why_not(core, "lookup"))
         runners = []
         try:
             for _ in range(threads):

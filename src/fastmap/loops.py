@@ -260,7 +260,7 @@ class Loop:
     def failed(self, codes_at: int) -> None:
         """Do what the run's mode says about element R6, which failed with -R0."""
         a = self.a
-        a.neg(R0)
+        a.neg32(R0)  # before Linux 6.4 the helpers return 32 bits, without the sign above
         self.head(R1)
         a.ldx(4, R2, R1, MODE)
         a.jeq(R2, RETURN, "return")

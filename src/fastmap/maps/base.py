@@ -471,9 +471,10 @@ class Map(MapCore):
                            self._way(via, "delete", rows.count))
 
     def _apply(self, command: Command, keys: Rows, values: Rows | None, flags: int, errors: str,
-               modes: tuple[str, ...], threads: int, loops: MapCore | Loops) -> Any:
+               modes: tuple[str, ...], threads: int, way: MapCore | Loops | None = None) -> Any:
         if errors not in modes:
             raise ValueError(f"errors={errors!r}: one of {', '.join(modes)}")
+        loops = self if way is None else way
         errnos = np.zeros(keys.count, np.int32) if errors == "return" else None
 
         def part(start: int, stop: int) -> int:

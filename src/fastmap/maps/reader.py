@@ -76,9 +76,10 @@ class Reader:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the last read filled."""
+        """Bytes of memory that the last read filled; of a program's, all that it could fill."""
         core = self._core
-        return core.filled * (self._key_dtype.itemsize + core.out_size)
+        rows = core.filled if core is self._batches else core.capacity
+        return rows * (self._key_dtype.itemsize + core.out_size)
 
     def release(self) -> None:
         """Give up the reader's own views: what is left are those in batches."""
