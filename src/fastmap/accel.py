@@ -128,6 +128,8 @@ class InKernel:
                          and running_kernel() >= _MAY_GOTO)
         self._idle: list[Runner] = []
         self._closed = False
+        # Whether the handle may read: that never changes.
+        self._reads: bool | None = None
         # What a process has loaded: a forked child has none of it.
         self._loaded: set[tuple[int, str]] = set()
         # Why a program could not be loaded, by what it would do: asked for once.
@@ -168,8 +170,11 @@ class InKernel:
 
     def _allowed(self, core: MapCore, work: str) -> bool:
         """Ask whether the handle may: a program would not. Where not, the system call refuses."""
-        return ((work not in _WRITES or core._permits(_WRITE))
-                and (work in _ONLY_WRITES or core._permits(_READ)))
+        if work in _WRITES and not core._permits(_WRITE):  # the map may be frozen meanwhile
+            return False
+        if self._reads is None:
+            self._reads = core._permits(_READ)
+        return work in _ONLY_WRITES or self._reads
 
     def why_not(self, core: MapCore, work: str, flags: int = 0) -> str:
         """Return why this way cannot be had for `work`; an empty text where it can."""
