@@ -14,6 +14,8 @@ from fastmap.enums import MapFlag as MapFlag
 from fastmap.enums import MapType as MapType
 from fastmap.enums import ProgType as ProgType
 
+__pyx_capi__: dict[str, object]
+
 class _Code(Protocol):
     @property
     def insns(self) -> bytes: ...

@@ -81,7 +81,9 @@ class Table(Map):
 
         Notes
         -----
-        The GIL is released once for all keys.
+        The GIL is released once for all keys. Many of them go into the kernel at once, by a
+        program made for the map (Linux 5.17): README tells when. A program's lookup refreshes an
+        LRU entry, so that LRU maps take this way only where it is asked for.
         """
         return self._look(Command.MAP_LOOKUP_ELEM, keys, out, reduce, threads, via, "lookup")
 
@@ -189,7 +191,8 @@ class Table(Map):
             of == != < <= > >= and a field of key or value.
         exact : bool
             Whether each entry must come exactly once, also while the map changes. By system calls
-            it does in any case.
+            it does in any case; False lets a program in the kernel walk a hash, several times
+            faster, which may repeat or miss an entry then (``complete`` says False).
         via : {"auto", "syscall", "kernel"}, optional
             The way; the map's where it is not given.
 
@@ -338,7 +341,8 @@ class HashMap(Table):
 
         Notes
         -----
-        Linux 5.14. Each key is taken in one step. What interrupts it, KeyboardInterrupt included,
+        Linux 5.14. Each key is taken in one step (with ``via="kernel"`` in two: a value that is
+        written in between is lost). What interrupts it, KeyboardInterrupt included,
         carries as ``.batch`` what was deleted until then.
         """
         return self._look(Command.MAP_LOOKUP_AND_DELETE_ELEM, keys, None, reduce, 1, via, "take")
