@@ -14,6 +14,7 @@ from collections.abc import (
     ValuesView,
 )
 from contextlib import suppress
+from functools import cache
 from mmap import PAGESIZE
 from typing import Any
 
@@ -25,7 +26,7 @@ from fastmap._core.memory import Mapping as MemoryMapping
 from fastmap._core.rows import Rows, rows_of
 from fastmap._core.syscall import fdinfo, possible_cpus
 from fastmap.dtypes import Reduce, Where, plan, slots, unpacked
-from fastmap.enums import ANY, NOEXIST, Command, MapFlag, MapType
+from fastmap.enums import ANY, NOEXIST, Command, MapFlag, MapType, UpdateFlag, running_kernel
 from fastmap.errors import ENOTSUPP, KeyExists, KeyNotFound, NotSupported, PermissionDenied
 from fastmap.maps.base import Array, Batch, Keys, Map, elements, in_threads
 from fastmap.maps.reader import Reader, count, sweep
@@ -332,6 +333,8 @@ class PerCpu(Table):
             `cpu` is not one of `possible_cpus()`; otherwise as `Map.lookup`.
         """
         column = _column(cpu)
+        if column is not None and not flags and _cpus_alone():
+            return self._lookup_on(possible_cpus()[column], key)
         values = self._lookup(key, flags)
         return values if column is None else elements(values[column:column + 1])[0]
 
@@ -339,14 +342,17 @@ class PerCpu(Table):
         """Set the values of a key: ``(cpus,)`` values, or one for all CPUs; see `Map.update`.
 
         With `cpu`, one value for that CPU number; the others keep theirs, or are zero where the
-        key is new. This reads the row and writes it back: what a program adds on another CPU in
-        between is lost.
+        key is new. Before Linux 7.0, or with NOEXIST or EXIST, this reads the row and writes it
+        back: what a program adds on another CPU in between is lost.
         """
         column = _column(cpu)
         if column is None:
             super().update(*given, flags=flags)
             return
         key, value = given
+        if flags == ANY and _cpus_alone():  # the kernel does not heed NOEXIST beside a CPU
+            self._update_on(possible_cpus()[column], key, value)
+            return
         row = self._value
         assert isinstance(row, PerCpuCodec)
         one = slots(row.one.pack(value), self.value_dtype, self.value_dtype.itemsize, 1)
@@ -363,6 +369,12 @@ class PerCpu(Table):
         packed = b"".join(row.pack(value) for value in values)
         flat = slots(packed, self.value_dtype, row.stride, len(values) * row.cpus)
         return flat.reshape((len(values), row.cpus, *flat.shape[1:]))
+
+
+@cache
+def _cpus_alone() -> bool:
+    """Tell whether the kernel reads and writes the value of one CPU alone."""
+    return running_kernel() >= UpdateFlag.CPU.since
 
 
 def _column(cpu: int | None) -> int | None:
