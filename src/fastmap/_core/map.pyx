@@ -23,6 +23,7 @@ cdef enum:
     # Keys and values up to here are encoded on the C stack.
     STACK = 512
     ENOTSUPP = 524
+    EITHER = 3
     LOCK = 4
     CPU = 8
     # After a failing element, so many are applied one by one before the next batch command.
@@ -78,6 +79,8 @@ cdef class MapCore:
         return self._take(FM_MAP_LOOKUP_AND_DELETE_ELEM, key, self._value, self._checked(flags))
 
     cdef uint64_t _checked(self, uint64_t flags) except? 0xffffffff:
+        if flags & EITHER == EITHER:  # which per-CPU maps take without a word from Linux 7.0 on
+            raise ValueError("flags has both NOEXIST and EXIST")
         if flags & LOCK and not self._lock:
             raise ValueError("flags has LOCK, but the values have no bpf_spin_lock that their "
                              "dtype tells of (fastmap.spin_lock)")
