@@ -38,6 +38,8 @@ _SIGNATURES = {
     "update_loop": (_int, _ptr, _size, _ptr, _size, _u64),
     "queue_round": (_int, _ptr, _ptr, _size, _u64),
     "delete_loop": (_int, _ptr, _size, _u64),
+    "push_loop": (_int, _ptr, _size, _u64),
+    "pop_loop": (_int, _ptr, _size, _u64),
     "read_batch": (_int, _int, _ptr, _size, _ptr, _size, _u64, _u32),
     "percpu_sum": (_int, _ptr, _size, _ptr, _u64, _ptr, _u64, _u32, _u32),
     "update_batch": (_int, _ptr, _size, _ptr, _size, _u64, _u32),
@@ -132,6 +134,14 @@ class CSide:
     def delete_loop(self, fd: int, keys: Array) -> Call:
         """DELETE_ELEM for each key; counts the deleted."""
         return self._prepare("delete_loop", fd, keys, keys.itemsize, len(keys))
+
+    def push_loop(self, fd: int, values: Array) -> Call:
+        """UPDATE_ELEM of each value onto a queue or stack."""
+        return self._prepare("push_loop", fd, values, values.itemsize, len(values))
+
+    def pop_loop(self, fd: int, values: Array) -> Call:
+        """LOOKUP_AND_DELETE_ELEM off a queue or stack into each row."""
+        return self._prepare("pop_loop", fd, values, values.itemsize, len(values))
 
     def lookup_batch(self, fd: int, keys: Array, values: Array, chunk: int) -> Call:
         """The whole map by LOOKUP_BATCH into `keys` and `values`."""

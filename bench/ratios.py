@@ -14,6 +14,7 @@ from .allocations import growth
 from .cases import ROWS, Size
 from .cside import CSide
 from .harness import Result, waited
+from .kernel_cases import KERNEL_ROWS
 from .table import environment, markdown
 from .threads import bulk_calls, element_rate, progress
 
@@ -25,8 +26,8 @@ def measured(words: list[str]) -> Iterator[Result]:
     def wanted(name: str) -> bool:
         return not words or any(word in name for word in words)
 
-    for row in ROWS:
-        if wanted(row.__name__):
+    for name, row in {**{row.__name__: row for row in ROWS}, **KERNEL_ROWS}.items():
+        if wanted(name):
             with row(c, size) as case:
                 case.check()
                 yield case.compare()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support import examples
 
 import fastmap
-from fastmap import NOEXIST, BatchError, KeyExists, NotSupported
+from fastmap import NOEXIST, BatchError, KeyExists
 from fastmap.errors import PermissionDenied
 
 Make = Callable[..., Any]
@@ -299,15 +299,3 @@ def test_via(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTMAP_VIA", "nonsense")
     with pytest.raises(ValueError, match="nonsense"):
         make("hash", key="u4", value="u4", max_entries=8)
-
-
-def test_via_kernel_is_not_there_yet(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    m = make("hash", key="u4", value="u4", max_entries=8)
-    with pytest.raises(NotSupported, match="HASH"):
-        m.lookup_many([1], via="kernel")
-    monkeypatch.setenv("FASTMAP_VIA", "kernel")
-    n = make("hash", key="u4", value="u4", max_entries=8)
-    n[1] = 5  # elements have one way
-    with pytest.raises(NotSupported, match="kernel"):
-        n.snapshot()
-    assert n.lookup_many([1], via="syscall")[0].tolist() == [5]

@@ -42,6 +42,7 @@ def full(keys: Any) -> Iterator[Any]:
     """Return a map with all of `keys`, for tests that only read."""
     with fastmap.create("hash", key="u8", value="u8", max_entries=N) as m:
         m.update_many(keys, keys)
+        m.prepare(threads=2)  # now: what stays with the map is not left behind by a test
         yield m
 
 

@@ -109,6 +109,32 @@ int64_t queue_round(int fd, const char *values, char *out, size_t value_size, in
     return n;
 }
 
+int64_t push_loop(int fd, const char *values, size_t value_size, int64_t n)
+{
+    struct elem_attr attr = {.map_fd = (uint32_t)fd};
+
+    for (int64_t i = 0; i < n; i++) {
+        attr.value = ptr(values + (size_t)i * value_size);
+        long ret = sys_bpf(CMD_UPDATE_ELEM, &attr, sizeof attr);
+        if (ret != 0)
+            return ret;
+    }
+    return n;
+}
+
+int64_t pop_loop(int fd, char *values, size_t value_size, int64_t n)
+{
+    struct elem_attr attr = {.map_fd = (uint32_t)fd};
+
+    for (int64_t i = 0; i < n; i++) {
+        attr.value = ptr(values + (size_t)i * value_size);
+        long ret = sys_bpf(CMD_LOOKUP_AND_DELETE_ELEM, &attr, sizeof attr);
+        if (ret != 0)
+            return ret;
+    }
+    return n;
+}
+
 /* ---- batch commands -------------------------------------------------------------------------- */
 
 /* Where a walk over a whole map stands. A hash cursor is 4 bytes, an array's is its key. */

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmap import btf
+from fastmap import btf, loops
 from fastmap._core import syscall
 from fastmap._core.program import Program
 from fastmap.btf import Kind
@@ -235,8 +235,16 @@ def _update_flag(flag: UpdateFlag) -> None:
 
 
 def _in_kernel() -> Program:
-    # r0 = 0; exit: sleepable, as the in-kernel way's programs are.
-    return Program(ProgType.SYSCALL, bytes.fromhex("b700000000000000 9500000000000000"), flags=16)
+    # A real one: what it does with pointers is what takes CAP_PERFMON.
+    layout = loops.Layout(4, 8, 8)
+    fd = _make(MapType.HASH)
+    buffer = syscall.map_create(MapType.ARRAY, 4, layout.size, 1, MapFlag.MMAPABLE)
+    try:
+        code = loops.lookup(fd, buffer, layout, may_goto=False)
+        return Program(ProgType.SYSCALL, code, flags=16)
+    finally:
+        fd.close()
+        buffer.close()
 
 
 def _freeze_by_reader() -> None:
@@ -321,7 +329,7 @@ def features() -> Features:
         _feature("element", (3, 19), lambda: _make(MapType.HASH)),
         _feature("batch", (5, 6), lambda: _batch_on(Command.MAP_LOOKUP_BATCH, MapType.HASH)),
         _feature("memory", (5, 5), lambda: _make(MapType.ARRAY, MapFlag.MMAPABLE)),
-        _feature("in-kernel", (5, 17), _in_kernel, "CAP_PERFMON"),
+        _feature("in-kernel", (5, 17), _in_kernel, "CAP_BPF or CAP_PERFMON"),
     ]
     programs = [_feature(name, since, _PROGRAM_PROBES[name])
                 for name, since in PROGRAM_FEATURES.items()]

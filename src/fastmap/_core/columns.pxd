@@ -19,6 +19,9 @@ cdef union Word:
 
 
 cdef class Columns:
+    # What it was made of, and `keep` called with (or None): for those that make programs of it.
+    cdef readonly tuple given
+    cdef readonly tuple condition
     cdef Column *columns
     cdef Py_ssize_t used
     cdef Py_ssize_t cpus

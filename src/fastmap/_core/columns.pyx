@@ -211,6 +211,7 @@ cdef class Columns:
     def __cinit__(self, columns, Py_ssize_t cpus, Py_ssize_t slot, Py_ssize_t value_size,
                   Py_ssize_t out_size):
         cdef Py_ssize_t i
+        self.given = tuple(columns)
         self.used = len(columns)
         self.columns = <Column *>calloc(max(self.used, 1), sizeof(Column))
         if self.columns == NULL:
@@ -228,6 +229,7 @@ cdef class Columns:
     def keep(self, column, str compare, bint on_key, bound):
         """Keep only rows whose `column` (of the key, or of the reduced value) compares so."""
         _set(&self.filter, column)
+        self.condition = (column, compare, on_key, bound)
         self.filtered = True
         self.filter_key = on_key
         self.compare = COMPARISONS[compare]

@@ -203,6 +203,12 @@ cdef class MapCore:
         cdef long result = fm_batch(command, self._fd.get(), NULL, NULL, NULL, NULL, &count, 0)
         return result == 0
 
+    def _permits(self, int command):
+        """Ask whether the handle's mode lets it do what `command` does; its type may lack that."""
+        cdef uint32_t count = 0
+        cdef long result = fm_batch(command, self._fd.get(), NULL, NULL, NULL, NULL, &count, 0)
+        return result in (0, -ENOTSUPP, -EOPNOTSUPP)
+
     # ---- many elements -------------------------------------------------------------------------
 
     def _lookup_rows(self, Rows keys not None, rows, found, Columns columns, int command,

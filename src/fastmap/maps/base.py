@@ -17,12 +17,13 @@ import numpy.typing as npt
 from fastmap._core import syscall
 from fastmap._core.batch import BatchReader
 from fastmap._core.codec import PerCpuCodec, codec_of
+from fastmap._core.columns import Columns
 from fastmap._core.map import MapCore
 from fastmap._core.rows import Rows, rows_of
 from fastmap._core.syscall import Fd
+from fastmap.accel import InKernel, Loops, Walks
 from fastmap.btf_special import special_fields
 from fastmap.enums import ANY, Command, MapFlag, MapType, UpdateFlag
-from fastmap.errors import NotSupported
 from fastmap.inventory import MapInfo
 from fastmap.maps.rules import GIVEN, Described, Shape, Side
 
@@ -160,6 +161,7 @@ class Map(MapCore):
         self.value_dtype: np.dtype[Any] = value  # type: ignore[assignment]
         self.dtype_source = dtype_source
         self._via = check_way(via)
+        self._in_kernel: InKernel | None = None
         if locked(value):
             self._lock = int(UpdateFlag.LOCK)
 
@@ -247,6 +249,8 @@ class Map(MapCore):
     def close(self) -> None:
         """Close the handle, once calls of other threads are out of it. Views stay valid."""
         self._fd.close()
+        if self._in_kernel is not None:
+            self._in_kernel.close()
 
     def __enter__(self) -> Self:
         self._fd.fileno()
@@ -343,12 +347,56 @@ class Map(MapCore):
 
     # ---- many given keys -----------------------------------------------------------------------
 
-    def _way(self, via: str | None) -> str:
-        """Choose the way of a call: system calls, since there is no other yet."""
-        if check_way(via if via is not None else self._via) == "kernel":
-            raise NotSupported(
-                95, f"via='kernel': fastmap has no in-kernel way for {self.type.name} maps yet")
-        return "syscall"
+    def _way(self, via: str | None, work: str = "", count: int = 0,
+             flags: int = 0) -> MapCore | Loops:
+        """Return the loops that do a call's `work` on `count` keys: the map's own, by system calls,
+        or those in the kernel. `InKernel.takes` is the rule.
+        """
+        via = self._via if via is None else check_way(via)
+        if via == "syscall" or (via == "auto" and not count):
+            return self
+        way = self._programs()
+        return Loops(way, self, work, via == "kernel") if way.takes(
+            self, work, via, count, flags) else self
+
+    def _programs(self) -> InKernel:
+        self.fileno()  # not for a closed map
+        if self._in_kernel is None:
+            self._in_kernel = InKernel(
+                self, self.flags, self.max_entries, counters(self.value_dtype))
+        return self._in_kernel
+
+    def _walks(self, via: str | None, exact: bool, columns: Columns | None) -> Walks | None:
+        """Return what reads the whole map in the kernel, where its rule lets it."""
+        via = self._via if via is None else check_way(via)
+        if via == "syscall":
+            return None
+        return Walks(self._programs(), self, self.max_entries, columns, via, exact)
+
+    def prepare(self, *, threads: int = 1) -> tuple[str, ...]:
+        """Load now what the in-kernel way needs: running it later takes no capability.
+
+        Parameters
+        ----------
+        threads : int
+            How many threads will be inside calls at once: each needs a buffer and programs of its
+            own.
+
+        Returns
+        -------
+        tuple of str
+            What there are programs for now, such as ``("lookup", "update", "delete")``.
+
+        Raises
+        ------
+        PermissionDenied
+            CAP_BPF or CAP_PERFMON is missing.
+
+        Notes
+        -----
+        Linux 5.17.
+        """
+        return self._programs().prepare(self, threads)
 
     def update_many(self, keys: Keys, values: Any, *, flags: int = ANY, errors: str = "raise",
                     via: str | None = None, threads: int = 1) -> Any:
@@ -384,10 +432,10 @@ class Map(MapCore):
         -----
         Linux 5.6 (per-CPU arrays 5.13); one element a system call before. The GIL is released.
         """
-        self._way(via)
         rows = rows_of(keys, self._key)
         return self._apply(Command.MAP_UPDATE_BATCH, rows, rows_of(values, self._value, rows.count),
-                           flags, errors, ("raise", "return"), threads)
+                           flags, errors, ("raise", "return"), threads,
+                           self._way(via, "update", rows.count, flags))
 
     def delete_many(self, keys: Keys, *, errors: str = "ignore", via: str | None = None,
                     threads: int = 1) -> Any:
@@ -417,14 +465,16 @@ class Map(MapCore):
         -----
         Linux 5.6; one element a system call before. The GIL is released.
         """
-        self._way(via)
-        return self._apply(Command.MAP_DELETE_BATCH, rows_of(keys, self._key), None, ANY, errors,
-                           ("ignore", "raise", "return"), threads)
+        rows = rows_of(keys, self._key)
+        return self._apply(Command.MAP_DELETE_BATCH, rows, None, ANY, errors,
+                           ("ignore", "raise", "return"), threads,
+                           self._way(via, "delete", rows.count))
 
     def _apply(self, command: Command, keys: Rows, values: Rows | None, flags: int, errors: str,
-               modes: tuple[str, ...], threads: int) -> Any:
+               modes: tuple[str, ...], threads: int, way: MapCore | Loops | None = None) -> Any:
         if errors not in modes:
             raise ValueError(f"errors={errors!r}: one of {', '.join(modes)}")
+        loops = self if way is None else way
         errnos = np.zeros(keys.count, np.int32) if errors == "return" else None
 
         def part(start: int, stop: int) -> int:
@@ -432,10 +482,10 @@ class Map(MapCore):
             some = Rows(keys.owner[start:stop], self._key)
             data = None if values is None else Rows(values.owner[start:stop], self._value)
             codes = None if errnos is None else errnos[start:stop]
-            return self._apply_rows(command, some, data, flags, errors, codes)
+            return loops._apply_rows(command, some, data, flags, errors, codes)
 
         if threads == 1:
-            applied = self._apply_rows(command, keys, values, flags, errors, errnos)
+            applied = loops._apply_rows(command, keys, values, flags, errors, errnos)
         else:
             applied = in_threads(part, keys.count, threads)
         return applied if errnos is None else errnos
@@ -454,6 +504,29 @@ def check_way(via: str) -> str:
     if via not in WAYS:
         raise ValueError(f"via={via!r}: one of {', '.join(WAYS)}")
     return via
+
+
+def counters(dtype: np.dtype[Any] | None) -> tuple[tuple[int, int], ...]:
+    """Return offset and bytes of each integer of a value that can be incremented in place.
+
+    Empty where the value has anything else than integers of 4 and 8 bytes, each at a multiple of
+    its size.
+    """
+    found: list[tuple[int, int]] = []
+    todo = [] if dtype is None else [(dtype, 0)]
+    while todo:
+        each, at = todo.pop()
+        base, shape = each.subdtype or (each, ())
+        if shape:
+            todo += [(base, at + i * base.itemsize) for i in range(each.itemsize // base.itemsize)]
+        elif each.names is not None and each.fields is not None:
+            todo += [(field[0], at + field[1]) for field in each.fields.values()]
+        elif each.kind in "iu" and each.itemsize in (4, 8) and each.isnative \
+                and at % each.itemsize == 0:
+            found.append((at, each.itemsize))
+        else:
+            return ()
+    return tuple(sorted(found))
 
 
 def in_threads(part: Callable[[int, int], int], count: int, threads: int) -> int:

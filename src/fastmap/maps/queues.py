@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
+from fastmap._core.map import MapCore
 from fastmap._core.queue import contains, contains_rows, pop_rows, push_rows
 from fastmap._core.rows import rows_of
+from fastmap.accel import Loops
 from fastmap.enums import ANY, EXIST, MapType
 from fastmap.errors import NotSupported
 from fastmap.maps.base import Array, Map
@@ -80,10 +83,12 @@ class Keyless(Map):
     def _push_all(self, values: Any, flags: int, errors: str, via: str | None) -> Any:
         if errors not in ("raise", "return"):
             raise ValueError(f"errors={errors!r}: one of raise, return")
-        self._way(via)
         rows = rows_of(values, self._value)
         errnos = np.zeros(rows.count, np.int32) if errors == "return" else None
-        applied = push_rows(self, rows, flags, errnos)
+        loops = self._way(via, "push", rows.count, flags)
+        by_call = partial(push_rows, self, rows, flags, errnos)
+        applied = (loops.push_rows(rows, flags, errnos, by_call) if isinstance(loops, Loops)
+                   else by_call())
         return applied if errnos is None else errnos
 
 
@@ -162,7 +167,8 @@ class Queue(Keyless):
 
         Notes
         -----
-        A system call a value: the kernel has no batch command for queues. The GIL is released.
+        A system call a value: the kernel has no batch command for queues; or a program in the
+        kernel (see README). The GIL is released.
         """
         return self._push_all(values, _checked(flags), errors, via)
 
@@ -208,36 +214,35 @@ class Queue(Keyless):
 
         Notes
         -----
-        A system call a value: the kernel has no batch command for queues. The GIL is released.
+        A system call a value: the kernel has no batch command for queues; or a program in the
+        kernel (see README). The GIL is released.
         """
         if isinstance(n, bool):
             raise TypeError(f"n is an integer, not {n!r}")
         n = operator.index(n)
         if n < 0:
             raise ValueError(f"n={n}: at least 0")
-        self._way(via)
-        return self._popped(n)
+        return self._popped(n, self._way(via, "pop", n))
 
     def drain(self, *, via: str | None = None) -> Array:
         """Take all values out, at most ``max_entries``: it ends also while others push.
 
         As `pop_many` otherwise.
         """
-        self._way(via)
-        return self._popped(self.max_entries)
+        return self._popped(self.max_entries, self._way(via, "pop", self.max_entries))
 
     def clear(self) -> None:
         """Take all values out, at most ``max_entries``, and forget them."""
-        self._popped(self.max_entries)
+        self._popped(self.max_entries, self)
 
-    def _popped(self, limit: int) -> Array:
+    def _popped(self, limit: int, loops: MapCore | Loops) -> Array:
         base, shape = self.value_dtype.subdtype or (self.value_dtype, ())
         size = self.value_dtype.itemsize
         done = np.zeros(1, np.int64)
         room = min(limit, max(1, FIRST_ROOM // size))
         raw = np.empty((room, size), np.uint8)
         try:
-            while pop_rows(self, raw, done, room) and room < limit:
+            while self._pop_into(raw, done, room, loops) and room < limit:
                 room = min(limit, 2 * room)
                 more = np.empty((room, size), np.uint8)
                 more[:len(raw)] = raw
@@ -249,6 +254,24 @@ class Queue(Keyless):
         except BaseException as error:
             error.batch = _typed(raw, int(done[0]), base, shape)  # type: ignore[attr-defined]
             raise
+
+    def _pop_into(self, raw: Array, done: Array, room: int, loops: MapCore | Loops) -> bool:
+        """Go on popping into `raw`, up to row `room`; whether there may be more."""
+        if not isinstance(loops, Loops):
+            return pop_rows(self, raw, done, room)
+        before = int(done[0])
+
+        def by_call() -> int:
+            pop_rows(self, raw, done, room)
+            return int(done[0]) - before
+
+        try:
+            count = loops.pop_rows(raw[before:room], by_call)
+        except BaseException as error:
+            done[0] = max(int(done[0]), before + getattr(error, "applied", 0))
+            raise
+        done[0] = before + count
+        return before + count == room
 
     def __bool__(self) -> bool:
         return self._present(None)

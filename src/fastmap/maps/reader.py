@@ -13,7 +13,9 @@ from fastmap.dtypes import Reduce, Where, plan, slots
 from fastmap.maps.base import Batch, Map
 
 if TYPE_CHECKING:
+    from fastmap._core.batch import BatchReader
     from fastmap._core.memory import Mapping
+    from fastmap._core.walk import Walker
 
 
 class Reader:
@@ -29,7 +31,7 @@ class Reader:
 
     def __init__(self, source: Map, *, is_array: bool, chunk: int | None = None,
                  reduce: Reduce = None, fields: Sequence[str] | None = None,
-                 where: Where = None) -> None:
+                 where: Where = None, exact: bool = True, via: str | None = "syscall") -> None:
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk={chunk}: at least one entry")
         row = source._value
@@ -41,7 +43,10 @@ class Reader:
         self._stride = stride if columns is None else self._dtype.itemsize
         self._cpus = cpus
         self._key_dtype = source.key_dtype
-        self._core = source._reads_by(source, source._most, is_array, columns, chunk or 0)
+        self._core: BatchReader | Walker
+        self._core = self._batches = source._reads_by(
+            source, source._most, is_array, columns, chunk or 0)
+        self._in_kernel = source._walks(via, exact, columns)
         self._key_objects = source._key_objects
         self._filtered = where is not None
         self._walks = 0
@@ -50,7 +55,7 @@ class Reader:
 
     def _views(self) -> None:
         """Make the arrays over all of the buffers; a read returns slices of them."""
-        core = self._core
+        core = self._core  # what the last read filled: that of the batches, or of the programs
         if self._mapped is core.keys:
             return
         rows = core.capacity
@@ -67,13 +72,14 @@ class Reader:
     @property
     def idle(self) -> bool:
         """Whether no view of the buffers is left (after `release`)."""
-        return self._core.exports == 0
+        return self._core.exports == self._batches.exports == 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the last read filled."""
+        """Bytes of memory that the last read filled; of a program's, all that it could fill."""
         core = self._core
-        return core.filled * (self._key_dtype.itemsize + core.out_size)
+        rows = core.filled if core is self._batches else core.capacity
+        return rows * (self._key_dtype.itemsize + core.out_size)
 
     def release(self) -> None:
         """Give up the reader's own views: what is left are those in batches."""
@@ -89,7 +95,7 @@ class Reader:
                      key_objects=self._key_objects)
 
     def read(self) -> Batch:
-        """Read the whole map (BPF_MAP_LOOKUP_BATCH).
+        """Read the whole map (BPF_MAP_LOOKUP_BATCH, or in the kernel where the rule says so).
 
         Returns
         -------
@@ -98,7 +104,11 @@ class Reader:
             went meanwhile may or may not be there. Views, overwritten by the next read.
         """
         self._begin()
-        self._core.fill(False, True)
+        walker = None if self._in_kernel is None else self._in_kernel.read()
+        if walker is not None:
+            self._core = walker
+        else:
+            self._batches.fill(False, True)
         return self._batch(True)
 
     def drain(self) -> Batch:
@@ -124,20 +134,21 @@ class Reader:
 
     def _begin(self) -> int:
         """Start over at the map's first entry; return the number of this walk."""
-        self._core.rewind()
+        self._batches.rewind()
+        self._core = self._batches
         self._walks += 1
         return self._walks
 
     def _unfinished(self, walk: int) -> bool:
         if walk != self._walks:
             raise RuntimeError("the reader has begun another read meanwhile")
-        return not self._core.ended
+        return not self._batches.ended
 
     def _drained(self, whole: bool) -> Batch:
         if self._filtered:
             raise ValueError("a drain takes no where=: what it drops would be lost")
         try:
-            self._core.fill(True, whole)
+            self._batches.fill(True, whole)
             return self._batch(whole)
         except BaseException as error:
             error.batch = self._batch(False)  # type: ignore[attr-defined]
@@ -151,8 +162,8 @@ class Reader:
         """
         walk = self._begin()
         while self._unfinished(walk):
-            self._core.fill(False, False)
-            if self._core.filled:
+            self._batches.fill(False, False)
+            if self._batches.filled:
                 yield self._batch(False)
 
     def drain_chunks(self) -> Iterator[Batch]:
@@ -160,7 +171,7 @@ class Reader:
         walk = self._begin()
         while self._unfinished(walk):
             batch = self._drained(False)
-            if self._core.filled:  # no call: a Ctrl-C in it would lose the batch
+            if self._batches.filled:  # no call: a Ctrl-C in it would lose the batch
                 yield batch
 
 

@@ -1,4 +1,4 @@
-"""Hash maps and arrays, per-CPU ones among them."""
+"""Tables of keys with values, hash maps above all, per-CPU ones among them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,21 @@ from collections.abc import (
 )
 from contextlib import suppress
 from functools import cache
-from mmap import PAGESIZE
 from typing import Any
 
 import numpy as np
 
 from fastmap._core.codec import PerCpuCodec
 from fastmap._core.columns import Columns
-from fastmap._core.memory import Mapping as MemoryMapping
 from fastmap._core.rows import Rows, rows_of
-from fastmap._core.syscall import fdinfo, possible_cpus
+from fastmap._core.syscall import possible_cpus
+from fastmap.accel import Loops
 from fastmap.dtypes import Reduce, Where, plan, slots, unpacked
 from fastmap.enums import ANY, NOEXIST, Command, MapFlag, MapType, UpdateFlag, running_kernel
-from fastmap.errors import ENOTSUPP, KeyExists, KeyNotFound, NotSupported, PermissionDenied
+from fastmap.errors import KeyExists, KeyNotFound, PermissionDenied
 from fastmap.maps.base import Array, Batch, Keys, Map, elements, in_threads
 from fastmap.maps.reader import Reader, count, sweep
-from fastmap.maps.rules import INDEX, Shape
-from fastmap.maps.variables import Variables
+from fastmap.maps.rules import Shape
 
 _MISSING: Any = object()
 
@@ -83,21 +81,56 @@ class Table(Map):
         -----
         The GIL is released once for all keys.
         """
-        self._way(via)
-        return self._look(Command.MAP_LOOKUP_ELEM, keys, out, reduce, threads)
+        return self._look(Command.MAP_LOOKUP_ELEM, keys, out, reduce, threads, via, "lookup")
+
+    def increment_many(self, keys: Keys, deltas: Any) -> Array:
+        """Add to the values of many keys, atomically, where they lie: no other writer is lost.
+
+        Parameters
+        ----------
+        keys : array_like
+            As for `lookup_many`.
+        deltas : array_like
+            ``(n,)`` of the value dtype, or one for all. Every field is added to; modulo.
+
+        Returns
+        -------
+        ndarray of bool
+            ``(n,)``: which keys were there. Missing ones are skipped.
+
+        Raises
+        ------
+        NotSupported
+            The value has something else than integers of 4 and 8 bytes, each at a multiple of its
+            size; the map is per-CPU; or the in-kernel way cannot be had.
+
+        Notes
+        -----
+        Linux 5.17, CAP_BPF and CAP_PERFMON (see `prepare`): there is no such system call.
+        """
+        rows = rows_of(keys, self._key)
+        added = rows_of(deltas, self._value, rows.count)
+        found = np.zeros(rows.count, np.bool_)
+        loops = self._way("kernel", "increment", rows.count)
+        if not isinstance(loops, Loops):
+            raise PermissionDenied(1, "increment_many needs a handle that may read and write, of "
+                                      "a map that is not frozen")
+        loops.increment_rows(rows, added, found)
+        return found
 
     def _look(self, command: Command, keys: Keys, out: Array | None, reduce: Reduce,
-              threads: int) -> tuple[Array, Array]:
+              threads: int, via: str | None, work: str) -> tuple[Array, Array]:
         rows = rows_of(keys, self._key)
+        loops = self._way(via, work, rows.count)
         columns, values, raw = self._result(rows.count, out, reduce)
         found = np.zeros(rows.count, np.bool_)
         try:
             if threads == 1:
-                self._lookup_rows(rows, raw, found, columns, command)
+                loops._lookup_rows(rows, raw, found, columns, command)
             else:
                 def part(start: int, stop: int) -> int:
                     some = Rows(rows.owner[start:stop], self._key)
-                    return self._lookup_rows(
+                    return loops._lookup_rows(
                         some, raw[start:stop], found[start:stop], columns, command)
                 in_threads(part, rows.count, threads)
         except BaseException as error:
@@ -121,6 +154,9 @@ class Table(Map):
             if per_cpu and wide and stride != dtype.itemsize:
                 columns = unpacked(dtype, cpus, stride)
             return columns, out, out.reshape(rows, -1).view(np.uint8) if rows else out
+        if columns is None and not per_cpu:
+            values = np.empty(rows, dtype)
+            return None, values, values
         step = stride if columns is None else dtype.itemsize
         width = step * (cpus if wide else 1)
         raw = np.empty((rows, width), np.uint8)
@@ -159,9 +195,8 @@ class Table(Map):
         -----
         Linux 5.6 (per-CPU arrays 5.13).
         """
-        self._way(via)
         return Reader(self, is_array=self.indexed, chunk=chunk, reduce=reduce, fields=fields,
-                      where=where)
+                      where=where, exact=exact, via=via)
 
     def snapshot(self, *, reduce: Reduce = None, fields: Sequence[str] | None = None,
                  where: Where = None, exact: bool = True, via: str | None = None) -> Batch:
@@ -172,21 +207,22 @@ class Table(Map):
         Batch
             Every entry that was in the map during the whole read, once.
         """
-        self._way(via)
-        return self._fresh(Reader.read, reduce, fields, where)
+        return self._fresh(Reader.read, reduce, fields, where, exact, via)
 
     def _fresh(self, read: Callable[[Reader], Batch], reduce: Reduce,
-               fields: Sequence[str] | None, where: Where) -> Batch:
+               fields: Sequence[str] | None, where: Where, exact: bool = True,
+               via: str | None = "syscall") -> Batch:
         """Return what `read` gives, in buffers that no living batch has.
 
         New memory costs a page fault for every 4 KiB, which is dear beside a batch command: the
         buffers of earlier batches that are gone serve again.
         """
-        what = repr((reduce, fields, where))
+        what = repr((reduce, fields, where, exact, via))
         spares: list[tuple[str, Reader]] = self.__dict__.pop("_spares", [])
         reader = next((r for made_for, r in spares if made_for == what and r.idle), None)
         if reader is None:
-            reader = Reader(self, is_array=self.indexed, reduce=reduce, fields=fields, where=where)
+            reader = Reader(self, is_array=self.indexed, reduce=reduce, fields=fields,
+                            where=where, exact=exact, via=via)
         batch = None
         try:
             batch = read(reader)
@@ -303,13 +339,12 @@ class HashMap(Table):
         Linux 5.14. Each key is taken in one step. What interrupts it, KeyboardInterrupt included,
         carries as ``.batch`` what was deleted until then.
         """
-        self._way(via)
-        return self._look(Command.MAP_LOOKUP_AND_DELETE_ELEM, keys, None, reduce, 1)
+        return self._look(Command.MAP_LOOKUP_AND_DELETE_ELEM, keys, None, reduce, 1, via, "take")
 
     def drain(self, *, reduce: Reduce = None, fields: Sequence[str] | None = None,
               via: str | None = None) -> Batch:
         """Read the whole map into fresh arrays and delete what was read; see `Reader.drain`."""
-        self._way(via)
+        self._way(via, "drain")
         return self._fresh(Reader.drain, reduce, fields, None)
 
     def __len__(self) -> int:
@@ -390,143 +425,6 @@ class PerCpuHashMap(PerCpu, HashMap):
     """PERCPU_HASH, LRU_PERCPU_HASH: a value is an array ``(cpus,)``."""
 
 
-class ArrayMap(Table):
-    """ARRAY: the keys are the numbers from 0 to ``max_entries - 1``, and always there."""
-
-    indexed = True
-    keys_are = INDEX
-
-    def __len__(self) -> int:
-        self.fileno()  # a closed map has no length either
-        return self.max_entries
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(len(self)))
-
-    def delete(self, key: Any) -> None:
-        """Refuse: an array's elements cannot be deleted, only overwritten."""
-        self.fileno()
-        raise NotSupported(22, "an array's elements cannot be deleted: write zeros instead")
-
-    def memory(self, writable: bool = False, *, start: int = 0,
-               count: int | None = None) -> Array:
-        """Return the array's own memory in the kernel, live, without system calls.
-
-        Parameters
-        ----------
-        writable : bool
-            Whether it may be written through the view.
-        start, count : int, optional
-            The elements to map, where it is not all of them: the window of a huge map.
-
-        Returns
-        -------
-        ndarray
-            ``(max_entries,)``, or ``(count,)``, of the value dtype. The mapping lives as long as
-            its views, also after ``close()``.
-
-        Raises
-        ------
-        NotSupported
-            The map was not created with the MMAPABLE flag (Linux 5.5), is per-CPU, or has values
-            with a lock, a timer or the like.
-        PermissionDenied
-            The handle is read-only or write-only; or to be written, the map is frozen, or
-            RDONLY_PROG. The message says which.
-
-        Notes
-        -----
-        Aligned words of 8 bytes and less are read and written whole; a larger value can tear:
-        part of it is from before a program's write, part from after. Where that matters, let the
-        fields that belong together share one word; or let the program write to one of two
-        elements in turn, and tell in a word of its own which is whole (stored last, read first
-        and again afterwards); or use system calls on a map with a `fastmap.spin_lock`.
-        """
-        self.fileno()
-        if not self.flags & MapFlag.MMAPABLE:
-            raise NotSupported(95, "memory() needs an array created with MapFlag.MMAPABLE"
-                               + ", which no per-CPU array can be" * self.per_cpu)
-        start, count = window(start, count, self.max_entries, "elements")
-        stride = (self.value_dtype.itemsize + 7) // 8 * 8
-        skip = start * stride % PAGESIZE
-        try:
-            mapping = MemoryMapping(skip + count * stride, self._fd, start * stride - skip,
-                                    writable)
-        except OSError as error:
-            raise self._unmapped(error, writable) from error
-        return slots(mapping, self.value_dtype, stride, count, skip)
-
-    def _unmapped(self, error: OSError, writable: bool) -> OSError:
-        """Return what it means that the kernel did not map the array."""
-        if error.errno == ENOTSUPP:
-            return NotSupported(ENOTSUPP, "the kernel maps no array whose values hold a lock, a "
-                                          "timer or the like")
-        info = fdinfo(self._fd)
-        mode = int(info.get("flags", "2"), 8) & 3
-        if mode != 2:
-            kind = "write" if mode else "read"
-            why = (f"this handle is {kind}-only, and the kernel maps none of these, not even to "
-                   "read: take one that may read and write; the view is read-only all the same")
-        elif writable and info.get("frozen") == "1":
-            why = "the map is frozen; memory() without writable=True reads it"
-        elif writable and self.flags & MapFlag.RDONLY_PROG:
-            why = ("the map is RDONLY_PROG, which the kernel maps to be read only; memory() "
-                   "without writable=True reads it, and update() writes")
-        else:
-            return error
-        return PermissionDenied(error.errno or 0, why)
-
-    @property
-    def variables(self) -> Variables:
-        """The global variables in a program's `.bss`, `.data` or `.rodata` map, by name, live.
-
-        Each is an array on the map's own memory: 0-d for a scalar, of its shape for an array.
-        They may be written where the map may be, as ``variables[name] = value`` or through the
-        array; those of `.rodata` are read-only. Asking maps the memory anew: keep the result, and
-        let go of it before `freeze`, which the kernel refuses while memory is mapped writable.
-
-        Raises
-        ------
-        TypeError
-            The map holds no global variables, or none that BTF describes; or the ``value=`` given
-            has no fields.
-        NotSupported
-            The map cannot be mapped (before Linux 5.5).
-        PermissionDenied
-            The handle is read-only or write-only; or nobody has told the names: reading them when
-            the map is opened takes CAP_SYS_ADMIN, or give ``value=``.
-
-        Notes
-        -----
-        8-byte aligned words are read and written whole; larger values can tear while a program
-        writes them.
-        """
-        info = self.info()
-        # A value with BTF and a key without: the kernel has that for the variables of a section.
-        if not info.btf_value_type_id or info.btf_key_type_id:
-            raise TypeError(f"map {self.name!r} holds no global variables that BTF describes")
-        if self.value_dtype.names is None and self.dtype_source == "given":
-            raise TypeError(f"the value is {self.value_dtype}: it has no fields to be variables")
-        if self.value_dtype.names is None:
-            raise PermissionDenied(1, "the names of variables stand in the map's BTF: opening it "
-                                   "with them takes CAP_SYS_ADMIN, or give value=")
-        fixed = info.frozen or bool(info.map_flags & MapFlag.RDONLY_PROG)
-        return Variables(self.memory(writable=not fixed))
-
-
-def window(start: int, count: int | None, there: int, what: str) -> tuple[int, int]:
-    """Return `start` and `count`, checked to be at least one of the `there` that there are."""
-    start = operator.index(start)
-    count = there - start if count is None else operator.index(count)
-    if start < 0 or count < 1 or start + count > there:
-        raise ValueError(f"start={start}, count={count}: a part of {there} {what}, at least one")
-    return start, count
-
-
-class PerCpuArrayMap(PerCpu, ArrayMap):
-    """PERCPU_ARRAY: a value is an array ``(cpus,)``."""
-
-
 class _Keys(KeysView[Any]):
     _mapping: Table
 
@@ -573,9 +471,7 @@ MutableMapping.register(HashMap)
 
 CLASSES: dict[MapType, type[Map]] = {
     MapType.HASH: HashMap,
-    MapType.ARRAY: ArrayMap,
     MapType.PERCPU_HASH: PerCpuHashMap,
-    MapType.PERCPU_ARRAY: PerCpuArrayMap,
     MapType.LRU_HASH: HashMap,
     MapType.LRU_PERCPU_HASH: PerCpuHashMap,
     MapType.RHASH: ResizableHashMap,

@@ -1,0 +1,495 @@
+"""The in-kernel way: programs made for a map, their buffers and their cache.
+
+`InKernel.takes` is the rule by which a call takes this way. What a program does stands in
+`fastmap.loops`, how it is run in `fastmap._core.run`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from functools import partial
+from time import sleep
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmap import loops, touching, walks
+from fastmap._core import syscall
+from fastmap._core.codec import PerCpuCodec
+from fastmap._core.columns import Columns
+from fastmap._core.map import MapCore
+from fastmap._core.rows import Rows
+from fastmap._core.run import Runner, load
+from fastmap._core.syscall import Fd
+from fastmap._core.walk import Walker
+from fastmap.asm import Code
+from fastmap.btf import Btf
+from fastmap.btf_special import special_fields as marked_fields
+from fastmap.enums import (
+    Command,
+    MapFlag,
+    MapType,
+    UpdateFlag,
+    running_kernel,
+    version_text,
+)
+from fastmap.errors import BpfError, NotSupported, PermissionDenied
+from fastmap.features import missing_capabilities
+
+#: The first Linux that has all that the programs need, for one value and for per-CPU values.
+SINCE, SINCE_PERCPU = (5, 17), (5, 19)
+#: The first Linux with `may_goto`.
+_MAY_GOTO = (6, 9)
+
+#: What a call does to many keys, and the smallest number of them that is faster in the kernel
+#: once its program is loaded (measured).
+FEWEST = {"lookup": 4, "update": 4, "delete": 4, "push": 4, "pop": 4, "walk": 64,
+          "exact walk": 64}
+#: Loading takes the time of so many keys by system calls: those a map has seen so far count.
+LOAD_PAYS = 4096
+#: A buffer's size is about this, and it holds no more elements: a run ends within some 5 ms.
+BUFFER_BYTES, LONGEST_RUN = 1 << 20, 8192
+#: Values from here on are faster by system calls.
+LARGEST = 8192
+#: A per-CPU lookup in a program costs a search for each CPU.
+MOST_CPUS = 8
+#: The bounds of a walk, which is one system call: entries of the map, bytes of the keys or values.
+MOST_WALKED, MOST_KEPT = 1 << 21, 64 << 20
+#: Room for entries that a walk over a hash meets twice.
+SLACK = 1024
+#: Runners that are kept for later calls: one for each thread that is inside at once.
+KEPT = 16
+
+_HASHES = frozenset({MapType.HASH, MapType.LRU_HASH})
+_PERCPU = frozenset({MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH, MapType.PERCPU_ARRAY})
+_LRU = frozenset({MapType.LRU_HASH, MapType.LRU_PERCPU_HASH})
+_ALL_HASHES = _HASHES | {MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH}
+_QUEUES = frozenset({MapType.QUEUE, MapType.STACK})
+#: Types that sleepable programs may not use (LPM_TRIE before 7.2, queues before 6.2).
+_DETOUR = _QUEUES | {MapType.LPM_TRIE}
+
+#: Which map types have a program for what.
+_HAVE: dict[str, frozenset[MapType]] = {
+    "lookup": _ALL_HASHES | {MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.LPM_TRIE},
+    "update": _HASHES | {MapType.ARRAY},
+    "delete": _ALL_HASHES,
+    "take": _HASHES,
+    "increment": _HASHES | {MapType.ARRAY},
+    "push": _QUEUES,
+    "pop": _QUEUES,
+    "walk": _HASHES | {MapType.ARRAY},
+    "exact walk": frozenset({MapType.ARRAY}),
+}
+#: Where a program does not mean the same as the system call: "auto" never takes it there. A
+#: program's lookup refreshes an LRU entry; a program takes an entry in two steps, not in one.
+_DIFFERENT: dict[str, frozenset[MapType]] = {"lookup": _LRU, "take": frozenset(MapType)}
+_WALKS = ("walk", "exact walk")
+_WRITES = frozenset({"update", "delete", "take", "increment", "push", "pop"})
+_ONLY_WRITES = frozenset({"update", "delete", "push"})
+_READ, _WRITE = int(Command.MAP_LOOKUP_BATCH), int(Command.MAP_UPDATE_BATCH)
+
+_Rows = npt.NDArray[Any]
+
+
+class InKernel:
+    """The in-kernel way to one map: which calls take it, and the programs that do them.
+
+    It holds no reference to the map, which holds one to it; programs and buffers are this
+    process's own, and given back by `close`.
+
+    Parameters
+    ----------
+    core : MapCore
+    flags : MapFlag
+        The map's.
+    entries : int
+        How many the map can hold.
+    fields : sequence of (int, int), optional
+        Offset and bytes of what `increment` adds to.
+    """
+
+    def __init__(self, core: MapCore, flags: int, entries: int,
+                 fields: tuple[tuple[int, int], ...] = ()) -> None:
+        row = core._value
+        self.kind = MapType(core._kind)
+        self._flags = MapFlag(flags)
+        self._fields = fields
+        cpus = syscall.possible_cpus() if isinstance(row, PerCpuCodec) else ()
+        size = row.one.size if isinstance(row, PerCpuCodec) else row.size
+        key_size = core._key.size if core._key is not None else 0
+        each = key_size + row.size + 4
+        chunk = max(1, min(LONGEST_RUN, BUFFER_BYTES // each))
+        self.layout = loops.Layout(key_size, size, chunk, cpus)
+        self._touches = (self.kind in _HASHES and key_size <= touching.LONGEST_KEY
+                         and entries >= touching.FEWEST_ENTRIES
+                         and running_kernel() >= _MAY_GOTO)
+        self._idle: list[Runner] = []
+        self._closed = False
+        # What a process has loaded: a forked child has none of it.
+        self._loaded: set[tuple[int, str]] = set()
+        # Why a program could not be loaded, by what it would do: asked for once.
+        self._failed: dict[str, str] = {}
+        self._reasons: dict[tuple[str, int], str] = {}
+        # Elements that went by system calls for want of a program.
+        self._seen = 0
+
+    # ---- the rule ------------------------------------------------------------------------------
+
+    def takes(self, core: MapCore, work: str, via: str, count: int, flags: int = 0,
+              reason: str = "") -> bool:
+        """Whether a call goes this way.
+
+        It does where it was asked to, and where that is faster and means the same: a program that
+        does the same as the system call, loaded (or loaded now, once enough elements have come),
+        for more than a few elements. `reason` is one against it that the caller knows.
+        """
+        if via == "syscall":
+            return False
+        if via == "kernel":
+            if reason := reason or self.why_not(core, work, flags):
+                raise NotSupported(errno.EOPNOTSUPP, f"via='kernel': {reason}")
+            return self._allowed(core, work)
+        return (not reason and count >= FEWEST.get(work, count + 1) and self._same(work)
+                and (self.has(work) or self._pays(work, count))
+                and not self.why_not(core, work, flags) and self._allowed(core, work))
+
+    def _same(self, work: str) -> bool:
+        if work in _WALKS:
+            return True
+        return (self.kind not in _DIFFERENT.get(work, ())
+                and self.layout.value_size <= LARGEST and len(self.layout.cpus) <= MOST_CPUS)
+
+    def _pays(self, work: str, count: int) -> bool:
+        self._seen += count
+        return self._seen >= LOAD_PAYS and work not in self._failed
+
+    def _allowed(self, core: MapCore, work: str) -> bool:
+        """Ask whether the handle may: a program would not. Where not, the system call refuses."""
+        return ((work not in _WRITES or core._permits(_WRITE))
+                and (work in _ONLY_WRITES or core._permits(_READ)))
+
+    def why_not(self, core: MapCore, work: str, flags: int = 0) -> str:
+        """Return why this way cannot be had for `work`; an empty text where it can."""
+        reason = self._reasons.get((work, flags))
+        if reason is None:
+            reason = self._reasons[work, flags] = self._why_not(core, work, flags)
+        return reason
+
+    def _why_not(self, core: MapCore, work: str, flags: int) -> str:
+        kind = self.kind.name
+        since = SINCE_PERCPU if self.layout.cpus and work == "lookup" else SINCE
+        if self.kind not in _HAVE.get(work, ()):
+            if work == "update" and self.kind in _PERCPU:
+                return f"a program writes the value of its own CPU only ({kind})"
+            if work == "exact walk" and self.kind in _HASHES:
+                return ("a program's walk over a hash that changes may repeat or miss an entry: "
+                        "it takes exact=False")
+            return f"no program can {work} {kind} maps" if work else f"not for {kind} maps"
+        if running_kernel() < since:
+            return f"it needs Linux {version_text(since)} ({kind})"
+        if self._flags & (MapFlag.RDONLY_PROG | MapFlag.WRONLY_PROG):
+            return "the map's flags restrict what programs may do with it"
+        if flags & ~(UpdateFlag.NOEXIST | UpdateFlag.EXIST):
+            return f"flags={flags}: a program updates with ANY, NOEXIST or EXIST"
+        if work == "increment" and not self._fields:
+            return ("increments are for values that consist of aligned integers of 4 and 8 bytes")
+        if there := marked_fields(core._value.dtype):
+            return f"the map's values hold {', '.join(sorted({p.kind for p in there.values()}))}"
+        return special_fields(core)
+
+    # ---- runners -------------------------------------------------------------------------------
+
+    def has(self, work: str) -> bool:
+        """Whether a program for `work` is loaded, and idle."""
+        return any(runner.has(work) and not runner.foreign for runner in self._idle)
+
+    def _runner(self, core: MapCore, work: str) -> Runner:
+        """Return a runner of the caller's own that has the program for `work`."""
+        runner = self._idle_one(work)
+        if runner is None:
+            runner = Runner(self.layout, not self.layout.wordwise,
+                            touching.SCRATCH if self._touches else 0)
+        try:
+            if not runner.has(work):
+                runner.add(work, self.load(core, work, runner))
+                self._loaded.add((os.getpid(), work))
+        except BaseException:
+            self._give_back(runner)
+            raise
+        return runner
+
+    def _idle_one(self, work: str) -> Runner | None:
+        """Take an idle runner, one that has the program for `work` where there is one."""
+        for runner in [one for one in self._idle if one.has(work)] or self._idle[:]:
+            try:
+                self._idle.remove(runner)
+            except ValueError:  # another thread was faster
+                continue
+            if not runner.foreign:
+                return runner
+        return None
+
+    def _give_back(self, runner: Runner) -> None:
+        if len(self._idle) < KEPT:
+            self._idle.append(runner)
+        if self._closed:
+            self._idle.clear()
+
+    def close(self) -> None:
+        """Give programs and buffers back; those in use, when their calls end."""
+        self._closed = True
+        self._idle.clear()
+
+    def load(self, core: MapCore, work: str, runner: Runner) -> Fd:
+        """Load the program for `work` over the runner's buffer."""
+        fd = core._fd
+        makers: dict[str, Callable[..., Code]] = {
+            "lookup": loops.lookup_percpu if self.layout.cpus else loops.lookup,
+            "take": partial(loops.lookup, delete=True),
+            "update": loops.update,
+            "delete": loops.delete,
+            "increment": partial(loops.increment, fields=self._fields),
+            "push": loops.push,
+            "pop": loops.pop,
+        }
+        make = partial(makers[work], fd, runner.buffer, self.layout,
+                       may_goto=running_kernel() >= _MAY_GOTO)
+        if work in ("lookup", "take"):
+            make = partial(make, rows=runner.large)
+        name, sleepable = f"fastmap_{work}"[:15], self.kind not in _DETOUR
+        inside = touching.inside() if runner.scratch is not None and work != "increment" else None
+        if runner.scratch is not None and inside is not None:
+            toucher = touching.Toucher(fd, runner.scratch, inside, self.layout.key_size,
+                                       self.layout.value_size)
+            try:
+                return load(core, make(toucher=toucher), name, sleepable)
+            except BpfError:  # it takes CAP_PERFMON, and a kernel that is built as thought
+                self._touches = False
+        return load(core, make(), name, sleepable)
+
+    def run(self, core: MapCore, work: str, asked: bool,
+            by_program: Callable[[Runner], int], by_call: Callable[[], int]) -> int:
+        """Do a call's loop by a program, or, where that cannot be loaded, by system calls."""
+        while True:
+            try:
+                runner = self._runner(core, work)
+            except BpfError as error:
+                if error.errno != errno.ENOMEM:
+                    self._failed[work] = str(error)
+                if not asked:
+                    return by_call()
+                if (os.getpid(), work) not in self._loaded:
+                    raise _explained(error) from error
+                sleep(0.0002)  # those that are loaded are in use by other threads
+                continue
+            try:
+                return by_program(runner)
+            finally:
+                self._give_back(runner)
+
+    def prepare(self, core: MapCore, threads: int = 1) -> tuple[str, ...]:
+        """Load all that the map's calls may need, for so many threads; return for what."""
+        works = tuple(work for work in _HAVE
+                      if work not in _WALKS and not self.why_not(core, work))
+        if not works:
+            raise NotSupported(errno.EOPNOTSUPP, self.why_not(core, "lookup"))
+        runners = []
+        try:
+            for _ in range(threads):
+                runners.append(self._runner(core, works[0]))
+                for work in works:
+                    if not runners[-1].has(work):
+                        runners[-1].add(work, self.load(core, work, runners[-1]))
+                        self._loaded.add((os.getpid(), work))
+        except BpfError as error:
+            raise _explained(error) from error
+        finally:
+            for runner in runners:
+                self._give_back(runner)
+        return works
+
+
+class Loops:
+    """`MapCore`'s loops over given keys, done by programs."""
+
+    def __init__(self, way: InKernel, core: MapCore, work: str, asked: bool) -> None:
+        self._way = way
+        self._core = core
+        self._work = work
+        self._asked = asked
+
+    def _lookup_rows(self, keys: Rows, rows: _Rows, found: npt.NDArray[np.bool_],
+                     columns: Columns | None, command: int) -> int:
+        def by_program(runner: Runner) -> int:
+            return runner.lookup_rows(self._work, self._core, keys, rows, found, columns, command)
+
+        def by_call() -> int:
+            return self._core._lookup_rows(keys, rows, found, columns, command)
+
+        return self._way.run(self._core, self._work, self._asked, by_program, by_call)
+
+    def _apply_rows(self, command: int, keys: Rows, values: Rows | None, flags: int, mode: str,
+                    errnos: npt.NDArray[np.int32] | None = None) -> int:
+        def by_program(runner: Runner) -> int:
+            return runner.apply_rows(self._work, self._core, command, keys, values, flags, mode,
+                                     errnos)
+
+        def by_call() -> int:
+            return self._core._apply_rows(command, keys, values, flags, mode, errnos)
+
+        return self._way.run(self._core, self._work, self._asked, by_program, by_call)
+
+    def increment_rows(self, keys: Rows, deltas: Rows, found: npt.NDArray[np.bool_]) -> int:
+        """Add to each key's value, and tell which were found."""
+        def by_program(runner: Runner) -> int:
+            return runner.apply_rows(self._work, self._core, Command.MAP_UPDATE_ELEM, keys, deltas,
+                                     0, "return", found)
+
+        def by_call() -> int:
+            raise AssertionError("there is no system call that increments")
+
+        return self._way.run(self._core, self._work, True, by_program, by_call)
+
+
+    def push_rows(self, values: Rows, flags: int, errnos: npt.NDArray[np.int32] | None,
+                  by_call: Callable[[], int]) -> int:
+        """Push values onto a queue or stack; return how many, as `MapCore._apply_rows` does."""
+        def by_program(runner: Runner) -> int:
+            return runner.apply_rows(self._work, self._core, Command.MAP_UPDATE_ELEM, None, values,
+                                     flags, "raise" if errnos is None else "return", errnos)
+
+        return self._way.run(self._core, self._work, self._asked, by_program, by_call)
+
+    def pop_rows(self, rows: _Rows, by_call: Callable[[], int]) -> int:
+        """Pop values off a queue or stack into `rows`; return how many there were."""
+        def by_program(runner: Runner) -> int:
+            return runner.pop_rows(self._work, self._core, rows)
+
+        return self._way.run(self._core, self._work, self._asked, by_program, by_call)
+
+
+class Walks:
+    """Whole reads of a map by a program: its buffers are made at the first, and kept.
+
+    Parameters
+    ----------
+    way : InKernel
+    core : MapCore
+    entries : int
+        How many the map can hold.
+    columns : Columns or None
+        What to make of each entry.
+    via : str
+    exact : bool
+    """
+
+    def __init__(self, way: InKernel, core: MapCore, entries: int, columns: Columns | None,
+                 via: str, exact: bool) -> None:
+        size = core._value.size
+        self._way = way
+        self._core = core
+        self._entries = entries
+        self._via = via
+        self._array = way.kind is MapType.ARRAY
+        self._work = "exact walk" if exact else "walk"
+        self._columns: tuple[walks.Column, ...] = (
+            ("copy", "bytes", False, 0, 0, size),) if columns is None else columns.given
+        self._condition = None if columns is None else columns.condition
+        self._out_size = size if columns is None else columns.out_size
+        # What goes over buckets itself does it in short runs.
+        self._inside = touching.inside() if (
+            way.kind in _HASHES and running_kernel() >= _MAY_GOTO
+            and entries >= touching.FEWEST_ENTRIES) else None
+        first = self._first_capacity()
+        self._reason = walks.why_not(self._columns, self._condition) or self._too_large(first)
+        self._walker: Walker | None = None
+        if via == "kernel":
+            way.takes(core, self._work, via, entries, reason=self._reason)  # says why not
+
+    def _too_large(self, capacity: int) -> str:
+        each = max(self._core._key.size, self._out_size)
+        if self._inside is None and self._entries > MOST_WALKED:
+            return (f"a walk is one system call, which nothing interrupts: {self._entries} entries "
+                    "are too many")
+        if capacity * each > min(MOST_KEPT, walks.MOST_OUTPUT):
+            return f"{capacity} entries of {each} bytes are too many to be kept in the kernel"
+        return ""
+
+    def read(self) -> Walker | None:
+        """Walk the map; return the buffers, or None where batches have to read it."""
+        way, core, asked = self._way, self._core, self._via == "kernel"
+        if not way.takes(core, self._work, self._via, self._entries, reason=self._reason):
+            return None
+        try:
+            if self._walker is None or self._walker.foreign:
+                self._make(self._first_capacity())
+            while self._walker is not None and not self._walker.fill(core):
+                self._make(4 * self._walker.capacity)
+        except BpfError as error:
+            self._walker = None
+            if asked:
+                raise _explained(error) from error
+            if error.errno != errno.ENOMEM:
+                self._reason = str(error)
+        return self._walker
+
+    def _first_capacity(self) -> int:
+        # Few entries pass a condition: a walk that finds more begins anew with more room.
+        most = self._entries + (0 if self._array else SLACK)
+        return most if self._condition is None else min(most, most // 8 + SLACK)
+
+    def _make(self, capacity: int) -> None:
+        self._walker = None
+        if reason := self._too_large(capacity):
+            raise NotSupported(errno.EOPNOTSUPP, reason)
+        core = self._core
+        walker = Walker(core._key.size, self._out_size, capacity, self._array)
+        output = walks.Output(walker.head_map, walker.keys_map, walker.values_map, core._key.size,
+                              self._out_size, capacity, self._columns, self._condition)
+        if self._inside is not None:
+            # Not mapped, and of this walker alone: kernel pointers stand in it.
+            scratch = syscall.map_create(MapType.ARRAY, 4, touching.SCRATCH, 1, 0,
+                                         b"fastmap_scratch")
+            toucher = touching.Toucher(core._fd, scratch, self._inside, core._key.size,
+                                       core._value.size)
+            try:
+                walker.use(load(core, walks.walk_buckets(toucher, output), "fastmap_walk"))
+            except BpfError:  # it takes CAP_PERFMON, and a kernel that is built as thought
+                self._inside = None
+        if self._inside is None:
+            if reason := self._too_large(capacity):
+                raise NotSupported(errno.EOPNOTSUPP, reason)
+            walker.use(load(core, walks.walk(core._fd, output), "fastmap_walk"))
+        self._walker = walker
+
+
+def _explained(error: BpfError) -> BpfError:
+    """Say which capability it is that a load failed for, if it is that."""
+    missing = missing_capabilities("CAP_BPF", "CAP_PERFMON")
+    if error.errno not in (errno.EPERM, errno.EACCES) or not missing:
+        return error
+    return PermissionDenied(error.errno, f"via='kernel': loading its program needs "
+                            f"{' and '.join(missing)}; {error.strerror}")
+
+
+def special_fields(core: MapCore) -> str:
+    """Return what in the map's values a program must not copy, by its BTF; "" where nothing."""
+    info = syscall.map_info(core._fd)
+    if not info["btf_value_type_id"]:
+        return ""
+    try:
+        fd = syscall.btf_get_fd_by_id(info["btf_id"])
+    except PermissionDenied:
+        return ""  # the verifier has read it, and refuses then
+    try:
+        blob = syscall.btf_bytes(fd)
+    finally:
+        fd.close()
+    try:
+        there = set(Btf(blob).layout(info["btf_value_type_id"]).special.values())
+    except ValueError:
+        return ""  # as above
+    return f"the map's values hold {', '.join(sorted(there))}" if there else ""
