@@ -79,7 +79,7 @@ PROVOKED: dict[str, tuple[Callable[[Any, Any], Any], type[BpfError], int, Comman
                  Command.MAP_LOOKUP_AND_DELETE_BATCH, "not there for ARRAY"),
     "frozen": (lambda m, p: m.frozen.update(1, 1), PermissionDenied, errno.EPERM,
                Command.MAP_UPDATE_ELEM, "key 1: the map is frozen"),
-    "flags": (lambda m, p: m.empty.update(7, 1, flags=3), BpfError, errno.EINVAL,
+    "flags": (lambda m, p: m.empty.update(7, 1, flags=64), BpfError, errno.EINVAL,
               Command.MAP_UPDATE_ELEM, "key 7: Invalid argument"),
     "no pin": (lambda m, p: fastmap.open(p / "x"), ObjectNotFound, errno.ENOENT, Command.OBJ_GET,
                "/x: nothing is pinned"),
@@ -145,7 +145,7 @@ def test_batch_errors_are_of_both_classes(make: Make) -> None:
         assert f"element {applied}: " in str(error) and f"[{applied} applied]" in str(error)
         assert error.command is not None
     with pytest.raises(BatchError) as plain:
-        maps.empty.update_many(keys, 5, flags=3)
+        maps.empty.update_many(keys, 5, flags=64)
     assert plain.value.errno == errno.EINVAL and type(plain.value) is BatchError
 
 

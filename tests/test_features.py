@@ -91,11 +91,11 @@ def test_needs_lets_a_kernel_pass_that_has_it() -> None:
     assert fastmap.features()["memory"]
 
 
-@pytest.mark.parametrize("flag", [f for f in MapFlag if f.since > running_kernel()])
-def test_a_flag_of_a_later_kernel_is_said_to_be_one(flag: MapFlag) -> None:
-    major, minor = flag.since
-    with pytest.raises(fastmap.NotSupported, match=f"{flag.name} needs Linux {major}.{minor}"):
-        fastmap.create("hash", key="u4", value="u4", max_entries=1, flags=flag)
+def test_a_flag_of_a_later_kernel_is_said_to_be_one() -> None:
+    for flag in (f for f in MapFlag if f.since > running_kernel()):  # none, on the latest
+        major, minor = flag.since
+        with pytest.raises(fastmap.NotSupported, match=f"{flag.name} needs Linux {major}.{minor}"):
+            fastmap.create("hash", key="u4", value="u4", max_entries=1, flags=flag)
 
 
 def test_all_flags_of_now_are_not_called_late() -> None:

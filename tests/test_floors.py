@@ -25,9 +25,9 @@ FLOORS = (
      " _core.walk _core.mount _core.ring _core.join dtypes btf_special btf_build btf_read btf elf"
      " asm touching loops walks",),
     ("features accel", "arrow", "mounts inventory"),
-    ("maps.rules maps.base maps.reader maps.variables maps.tables maps.trie maps.queues maps.slots"
-     " maps.nested maps.references maps.storage maps.code maps.records maps.streams maps.arena"
-     " maps.families",),
+    ("maps.rules maps.base maps.reader maps.variables maps.tables maps.arrays maps.trie maps.queues"
+     " maps.slots maps.nested maps.references maps.storage maps.code maps.records maps.streams"
+     " maps.arena maps.families",),
     ("types token compatible objects",),
     ("collect",),
     ("prometheus", "fleet", "syscalls demo"),

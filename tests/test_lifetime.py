@@ -213,6 +213,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "keys": lambda m: list(m.keys()),
     "values": lambda m: list(m.values()),
     "items": lambda m: list(m.items()),
+    "variables": lambda m: m.variables,
     "lookup_many": lambda m: m.lookup_many([1]),
     "update_many": lambda m: m.update_many([1], 1),
     "delete_many": lambda m: m.delete_many([1]),
@@ -237,14 +238,14 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("type", ["hash", "percpu_hash", "array", "percpu_array"])
-def test_a_closed_map_is_a_value_error_everywhere(make: Callable[..., Any], type: str) -> None:
-    flags = MapFlag.MMAPABLE if type == "array" else 0
-    key = {} if "array" in type else {"key": "u4"}
-    m = make(type, value="u4", max_entries=4, flags=flags, **key)
+@pytest.mark.parametrize("kind", ["hash", "percpu_hash", "array", "percpu_array"])
+def test_a_closed_map_is_a_value_error_everywhere(make: Callable[..., Any], kind: str) -> None:
+    flags = MapFlag.MMAPABLE if kind == "array" else 0
+    key = {} if "array" in kind else {"key": "u4"}
+    m = make(kind, value="u4", max_entries=4, flags=flags, **key)
     public = {name for name in dir(m)
-              if not name.startswith("_") and callable(getattr(m, name))} - {
-                  "close", "settle", "untold"}
+              if not name.startswith("_") and callable(getattr(type(m), name, None))} - {
+                  "close", "settle", "untold"} | {"variables"} & set(dir(m))
     assert public <= set(CALLS), "a method without its test here"
     reader = m.reader()
     m.close()

@@ -192,7 +192,6 @@ def test_a_map_that_differs_is_refused_field_by_field(
 @pytest.mark.parametrize(("inner", "change"), [
     (HASH, {"max_entries": 9}), (HASH, {"value": [("a", "i4", (3,))]}), (HASH, {"name": "other"}),
     ({**ARRAY, "flags": MapFlag.INNER_MAP}, {"max_entries": 5}),
-    ({"type": "percpu_array", "value": "u8", "max_entries": 1}, {"max_entries": 2}),
     ({"type": "queue", "value": "u8", "max_entries": 1}, {"max_entries": 2}),
 ], ids=str)
 def test_what_may_differ(make: Make, inner: Any, change: Any) -> None:

@@ -246,5 +246,8 @@ def test_sockets_that_are_not_for_xdp(make: Make) -> None:
                 put()
             assert caught.value.errno == errno.EOPNOTSUPP
     with socket.socket(AF_XDP, socket.SOCK_RAW, 0) as bare:
-        m[0] = bare  # the kernel takes it before it has a ring
-        assert m.delete_many([0]) == 1
+        try:
+            m[0] = bare  # older kernels take it before it has a ring
+        except BpfError as error:
+            assert error.errno == errno.ENOBUFS and "ring" in str(error)
+        assert m.delete_many([0]) == 1  # which an empty slot counts as well

@@ -98,7 +98,7 @@ def test_refused_before_the_kernel_is_asked(
 def test_where_instructions_went(make: Callable[..., Any]) -> None:
     m = make("insn_array", max_entries=2)
     m[0] = 0
-    m.update(1, 1)
+    m.update(1, 2)  # the first instruction takes two places
     with pytest.raises(ValueError, match="kernel's to write"):
         m[0] = (0, 1, 0)
     with pytest.raises(NotSupported):
@@ -111,7 +111,7 @@ def test_where_instructions_went(make: Callable[..., Any]) -> None:
     a.exit()
     code = struct.pack("=BBhiBBhi", 0x18, 0x10 | 1, 0, m.fileno(), 0, 0, 0, 0)
     Program("raw_tracepoint", code + a.assemble().insns).close()
-    assert m[1]["orig_off"] == 1 and len(m) == 2
+    assert m[1]["orig_off"] == 2 and len(m) == 2
 
 
 @pytest.mark.needs("RHASH")

@@ -17,6 +17,7 @@ from fastmap.errors import (
 from fastmap.features import Feature, Features, features
 from fastmap.inventory import MapInfo, ProgramInfo, programs
 from fastmap.maps.arena import Arena
+from fastmap.maps.arrays import ArrayMap, PerCpuArrayMap
 from fastmap.maps.base import Batch, Map
 from fastmap.maps.code import InsnArray, StackTrace, StructOps
 from fastmap.maps.nested import ArrayOfMaps, HashOfMaps
@@ -45,13 +46,7 @@ from fastmap.maps.storage import (
     TaskStorage,
 )
 from fastmap.maps.streams import RingBuffer, UserRingBuffer, poll
-from fastmap.maps.tables import (
-    ArrayMap,
-    HashMap,
-    PerCpuArrayMap,
-    PerCpuHashMap,
-    ResizableHashMap,
-)
+from fastmap.maps.tables import HashMap, PerCpuHashMap, ResizableHashMap
 from fastmap.maps.trie import LpmTrie
 from fastmap.maps.variables import Variables
 from fastmap.mounts import Bpffs, Pin, bpffs, pins

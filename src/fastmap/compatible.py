@@ -19,7 +19,8 @@ DType = np.dtype[Any]
 #: Flags of the handle or of the call, which the kernel does not keep with the map.
 _NOT_KEPT = MapFlag.RDONLY | MapFlag.WRONLY | MapFlag.TOKEN_FD
 #: Flags that the kernel adds by itself.
-_ADDED = {MapType.DEVMAP: MapFlag.RDONLY_PROG, MapType.DEVMAP_HASH: MapFlag.RDONLY_PROG}
+_ADDED = dict.fromkeys((MapType.DEVMAP, MapType.DEVMAP_HASH, MapType.INSN_ARRAY),
+                       MapFlag.RDONLY_PROG)
 #: The number of hashes of a Bloom filter that was given none.
 _HASHES = 5
 

@@ -156,6 +156,7 @@ _REFERENCES: tuple[_Row, ...] = (
      "the program is not XDP of the attach type BPF_XDP_CPUMAP, or there is no memory"),
     (_errno.EOPNOTSUPP, _UPDATES, _XSKS, BpfError,
      "the value is not an AF_XDP socket"),
+    (_errno.ENOBUFS, _UPDATES, _XSKS, BpfError, "the AF_XDP socket has no receive ring yet"),
     (_errno.EOPNOTSUPP, _UPDATES, _SOCKETS, BpfError,
      "the socket is not of a kind or in a state that the map takes: TCP established or listening, "
      "UDP bound"),

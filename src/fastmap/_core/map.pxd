@@ -20,8 +20,8 @@ cdef class MapCore:
     cdef bint no_read_batch
 
     cdef uint64_t _checked(self, uint64_t flags) except? 0xffffffff
-    cdef object _take(self, int command, object key, uint64_t flags)
-    cdef int _put(self, object key, object value, uint64_t flags) except -1
+    cdef object _take(self, int command, object key, Codec codec, uint64_t flags)
+    cdef int _put(self, object key, object value, Codec codec, uint64_t flags) except -1
     cdef int _drop(self, object key) except -1
     cdef object _failed(self, long result, int command, object key)
     cdef int _look(self, int command, Rows keys, char *rows, char *found, Columns columns,

@@ -12,7 +12,7 @@ from libc.errno cimport EINVAL, ENOENT, EOPNOTSUPP
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastmap._core.codec cimport Codec, data_of
+from fastmap._core.codec cimport Codec, PerCpuCodec, data_of
 from fastmap._core.columns cimport Columns
 from fastmap._core.memory cimport Block
 from fastmap._core.rows cimport Rows
@@ -23,7 +23,9 @@ cdef enum:
     # Keys and values up to here are encoded on the C stack.
     STACK = 512
     ENOTSUPP = 524
+    EITHER = 3
     LOCK = 4
+    CPU = 8
     # After a failing element, so many are applied one by one before the next batch command.
     STEPS_AFTER_FAILURE = 32
 
@@ -48,10 +50,10 @@ cdef class MapCore:
     # ---- one element ---------------------------------------------------------------------------
 
     def __getitem__(self, key):
-        return self._take(FM_MAP_LOOKUP_ELEM, key, 0)
+        return self._take(FM_MAP_LOOKUP_ELEM, key, self._value, 0)
 
     def __setitem__(self, key, value):
-        self._put(key, value, 0)
+        self._put(key, value, self._value, 0)
 
     def __delitem__(self, key):
         self._drop(key)
@@ -60,21 +62,31 @@ cdef class MapCore:
         return self._present(key)
 
     def _lookup(self, key, uint64_t flags):
-        return self._take(FM_MAP_LOOKUP_ELEM, key, self._checked(flags))
+        return self._take(FM_MAP_LOOKUP_ELEM, key, self._value, self._checked(flags))
 
     def _update(self, key, value, uint64_t flags):
-        self._put(key, value, self._checked(flags))
+        self._put(key, value, self._value, self._checked(flags))
+
+    def _lookup_on(self, uint64_t cpu, key):
+        """Look up the value of one CPU alone (BPF_F_CPU, Linux 7.0)."""
+        return self._take(FM_MAP_LOOKUP_ELEM, key, (<PerCpuCodec?>self._value).one, CPU | cpu << 32)
+
+    def _update_on(self, uint64_t cpu, key, value):
+        """Set the value of one CPU alone (BPF_F_CPU, Linux 7.0)."""
+        self._put(key, value, (<PerCpuCodec?>self._value).one, CPU | cpu << 32)
 
     def _lookup_and_delete(self, key, uint64_t flags):
-        return self._take(FM_MAP_LOOKUP_AND_DELETE_ELEM, key, self._checked(flags))
+        return self._take(FM_MAP_LOOKUP_AND_DELETE_ELEM, key, self._value, self._checked(flags))
 
     cdef uint64_t _checked(self, uint64_t flags) except? 0xffffffff:
+        if flags & EITHER == EITHER:  # which per-CPU maps take without a word from Linux 7.0 on
+            raise ValueError("flags has both NOEXIST and EXIST")
         if flags & LOCK and not self._lock:
             raise ValueError("flags has LOCK, but the values have no bpf_spin_lock that their "
                              "dtype tells of (fastmap.spin_lock)")
         return flags
 
-    cdef object _take(self, int command, object key, uint64_t flags):
+    cdef object _take(self, int command, object key, Codec codec, uint64_t flags):
         cdef char on_stack[STACK]
         cdef char value_on_stack[STACK]
         cdef char *k = on_stack
@@ -84,17 +96,17 @@ cdef class MapCore:
         if self._key.size > STACK:
             key_block = Block(self._key.size)
             k = key_block.data
-        if self._value.size > STACK:
-            value_block = Block(self._value.size)
+        if codec.size > STACK:
+            value_block = Block(codec.size)
             v = value_block.data
         self._key.encode(key, k)
         result = fm_elem(command, self._fd.get(), k if self._key.size else NULL, v,
                          flags | self._lock)
         if result < 0:
             raise self._failed(result, command, key)
-        return self._value.decode(v)
+        return codec.decode(v)
 
-    cdef int _put(self, object key, object value, uint64_t flags) except -1:
+    cdef int _put(self, object key, object value, Codec codec, uint64_t flags) except -1:
         cdef char on_stack[STACK]
         cdef char value_on_stack[STACK]
         cdef char *k = on_stack
@@ -104,11 +116,11 @@ cdef class MapCore:
         if self._key.size > STACK:
             key_block = Block(self._key.size)
             k = key_block.data
-        if self._value.size > STACK:
-            value_block = Block(self._value.size)
+        if codec.size > STACK:
+            value_block = Block(codec.size)
             v = value_block.data
         self._key.encode(key, k)
-        self._value.encode(value, v)
+        codec.encode(value, v)
         result = fm_elem(FM_MAP_UPDATE_ELEM, self._fd.get(), k if self._key.size else NULL, v,
                          flags | self._lock)
         if result < 0:

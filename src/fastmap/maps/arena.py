@@ -13,9 +13,9 @@ import numpy as np
 from fastmap._core.memory import Mapping as MemoryMapping
 from fastmap.enums import MapFlag, MapType
 from fastmap.errors import PermissionDenied
+from fastmap.maps.arrays import window
 from fastmap.maps.base import Array, Map
 from fastmap.maps.rules import ABSENT, Shape
-from fastmap.maps.tables import window
 
 #: The most pages of an arena: 4 GiB.
 MOST_PAGES = (4 << 30) // mmap.PAGESIZE

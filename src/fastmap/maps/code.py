@@ -12,10 +12,11 @@ from fastmap._core import syscall
 from fastmap._core.syscall import Fd
 from fastmap.enums import ANY, MapFlag, MapType
 from fastmap.errors import NotSupported
+from fastmap.maps.arrays import ArrayMap
 from fastmap.maps.base import Array, Batch, Keys, Map
 from fastmap.maps.reader import Reader, count, sweep
 from fastmap.maps.rules import Shape, Side, fixed
-from fastmap.maps.tables import ArrayMap, Table
+from fastmap.maps.tables import Table
 
 #: The frames the kernel keeps of a stack, unless sysctl kernel.perf_event_max_stack says otherwise.
 FRAMES = 127

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from fastmap.enums import MapType
 from fastmap.errors import NotSupported
-from fastmap.maps import arena, code, nested, queues, references, storage, streams, tables, trie
+from fastmap.maps import (
+    arena,
+    arrays,
+    code,
+    nested,
+    queues,
+    references,
+    storage,
+    streams,
+    tables,
+    trie,
+)
 from fastmap.maps.base import Map
 
 CLASSES: dict[MapType, type[Map]] = {
-    **tables.CLASSES, **trie.CLASSES, **queues.CLASSES, **nested.CLASSES, **references.CLASSES,
-    **storage.CLASSES, **code.CLASSES, **streams.CLASSES, **arena.CLASSES,
+    **tables.CLASSES, **arrays.CLASSES, **trie.CLASSES, **queues.CLASSES, **nested.CLASSES,
+    **references.CLASSES, **storage.CLASSES, **code.CLASSES, **streams.CLASSES, **arena.CLASSES,
 }
 
 
