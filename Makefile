@@ -17,7 +17,7 @@ NATIVE = -m "not slow and not native"
 help:
 	@echo "make demo        build, and show this machine's system calls, live (root)"
 	@echo "make test        build, and run all tests on this kernel (root)"
-	@echo "make quick       the tests without the slow ones"
+	@echo "make quick       the quick tests alone"
 	@echo "make test-kernels  the tests in emulated Linux 6.1 and 6.12; matrix: CPU topologies too"
 	@echo "make bench       the figures of README, against C, in one run"
 	@echo "make lint types  ruff, cython-lint, mypy, stubtest"
@@ -50,7 +50,7 @@ test: $(VENV)/.built
 		$(GUEST) test --kernel $(or $(KERNEL),6.12) -- -q $(NATIVE) tests; fi
 
 quick: $(VENV)/.built
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -q -m quick
 
 test-kernels: $(VENV)/.built
 	$(GUEST) test -- -q $(NATIVE) tests
