@@ -13,12 +13,14 @@ from fastmap.errors import (
     NotSupported,
     ObjectNotFound,
     PermissionDenied,
+    RingFull,
 )
 from fastmap.features import Feature, Features, features
 from fastmap.inventory import MapInfo, ProgramInfo, programs
 from fastmap.maps.arena import Arena
 from fastmap.maps.base import Batch, Map
 from fastmap.maps.code import InsnArray, StackTrace, StructOps
+from fastmap.maps.consumer import poll
 from fastmap.maps.nested import ArrayOfMaps, HashOfMaps
 from fastmap.maps.queues import BloomFilter, Queue, Stack
 from fastmap.maps.reader import Reader
@@ -44,7 +46,7 @@ from fastmap.maps.storage import (
     SkStorage,
     TaskStorage,
 )
-from fastmap.maps.streams import RingBuffer, UserRingBuffer, poll
+from fastmap.maps.streams import Reservation, RingBuffer, UserRingBuffer
 from fastmap.maps.tables import (
     ArrayMap,
     HashMap,
@@ -111,8 +113,10 @@ __all__ = [
     "Queue",
     "Reader",
     "ResizableHashMap",
+    "Reservation",
     "ReuseportSockArray",
     "RingBuffer",
+    "RingFull",
     "SkStorage",
     "SockHash",
     "SockMap",

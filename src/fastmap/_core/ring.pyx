@@ -401,3 +401,32 @@ def gather(data, offsets, Py_ssize_t size, out):
     with nogil:
         for i in range(count):
             memcpy(to + i * size, source + at[i], size)
+
+
+def gather_all(data, offsets, lengths, out, starts):
+    """Copy a record from each of `offsets` (int64) in `data` to one of `starts` in `out`.
+
+    Parameters
+    ----------
+    data, out : ndarray of uint8
+    offsets, starts : ndarray of int64
+    lengths : ndarray of uint32
+    """
+    cdef const char *source = data_of(data)
+    cdef const int64_t *at = <const int64_t *>data_of(offsets)
+    cdef const uint32_t *length = <const uint32_t *>data_of(lengths)
+    cdef const int64_t *to = <const int64_t *>data_of(starts)
+    cdef char *target = data_of(out)
+    cdef int64_t there = data.nbytes, room = out.nbytes
+    cdef Py_ssize_t i, count = len(offsets)
+    cdef bint wrong = len(lengths) != count or len(starts) != count
+    if not wrong:
+        with nogil:
+            for i in range(count):
+                wrong = (at[i] < 0 or to[i] < 0 or at[i] + length[i] > there
+                         or to[i] + length[i] > room)
+                if wrong:
+                    break
+                memcpy(target + to[i], source + at[i], length[i])
+    if wrong:
+        raise ValueError("a record lies outside of the arrays")
