@@ -22,6 +22,7 @@ from fastmap.maps.base import Batch, Map
 from fastmap.maps.code import InsnArray, StackTrace, StructOps
 from fastmap.maps.consumer import poll
 from fastmap.maps.nested import ArrayOfMaps, HashOfMaps
+from fastmap.maps.perf import PerfBuffer
 from fastmap.maps.queues import BloomFilter, Queue, Stack
 from fastmap.maps.reader import Reader
 from fastmap.maps.records import StreamBatch
@@ -102,6 +103,7 @@ __all__ = [
     "PerCpuArrayMap",
     "PerCpuCgroupStorage",
     "PerCpuHashMap",
+    "PerfBuffer",
     "PerfEventArray",
     "PermissionDenied",
     "Pin",
