@@ -14,6 +14,7 @@ from .allocations import growth
 from .cases import ROWS, Size
 from .cside import CSide
 from .harness import Result, waited
+from .rings import RINGS
 from .table import environment, markdown
 from .threads import bulk_calls, element_rate, progress
 
@@ -25,7 +26,7 @@ def measured(words: list[str]) -> Iterator[Result]:
     def wanted(name: str) -> bool:
         return not words or any(word in name for word in words)
 
-    for row in ROWS:
+    for row in (*ROWS, *RINGS):
         if wanted(row.__name__):
             with row(c, size) as case:
                 case.check()
