@@ -142,12 +142,14 @@ class Consumer:
         """Wait until a record can be read, on asyncio's loop, without a thread."""
         core = self._mapped()
         loop = asyncio.get_running_loop()
-        nap = 0.0005
+        nap, hollow = 0.0005, False
         while (state := core.head()) != _RECORD:
-            # Where the descriptor is ready and nothing is there (a record that is not submitted
-            # yet, a CPU that went away), it would not let the loop sleep.
-            if state == _WAITING or nap > 0.0005:
+            if state == _WAITING or hollow:
+                # The descriptor is ready and nothing is there (a record that is not submitted yet,
+                # a CPU that went away): it would not let the loop sleep.
                 await asyncio.sleep(nap)
+                nap, hollow = min(2 * nap, 0.01), False
+                continue
             came = loop.create_future()
             fd = core.hold()
             try:
@@ -158,7 +160,9 @@ class Consumer:
                     loop.remove_reader(fd)
             finally:
                 core.let_go()
-            nap = min(2 * nap, 0.01) if came.done() else 0.0005
+            hollow = came.done() and core.head() != _RECORD
+            if not hollow:
+                nap = 0.0005
 
     async def aread(self, max: int | None = None, timeout: float | None = None, *,
                     out: Array | None = None) -> StreamBatch:

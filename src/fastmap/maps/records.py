@@ -143,7 +143,8 @@ class StreamBatch:
         dtype = self._kinds.one if self._kinds.one is not None else np.dtype(f"V{size}")
         if self._count == 0:
             return np.empty(0, dtype)
-        self._check(dtype, np.array([size]))
+        if not dtype.itemsize <= size <= dtype.itemsize + self._slack:
+            self._check(dtype, np.array([size]))
         if self._offsets is not None:
             return self._gathered(self._offsets, dtype)
         if dtype.itemsize == 0:
