@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import select
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +39,34 @@ class Core(Protocol):
 
     def give_back(self) -> None:
         """End the lease."""
+
+
+class Lease:
+    """The context that `Consumer.lease` returns; a class, for one by contextlib takes longer."""
+
+    __slots__ = ("_consumer", "_core", "_most", "_seconds")
+
+    def __init__(self, consumer: Consumer, most: int, seconds: float) -> None:
+        self._consumer, self._most, self._seconds = consumer, most, seconds
+        self._core: Core | None = None
+
+    def __enter__(self) -> StreamBatch:
+        consumer = self._consumer
+        core = consumer._mapped()
+        if self._most == 0 or not _waited(core, self._seconds) or not core.lease(self._most):
+            return StreamBatch.empty(consumer._kinds)
+        try:
+            batch = consumer._leased(core)
+        except BaseException:
+            core.give_back()
+            raise
+        self._core = core
+        return batch
+
+    def __exit__(self, *_: object) -> None:
+        core, self._core = self._core, None
+        if core is not None:
+            core.give_back()
 
 
 class Consumer:
@@ -88,7 +115,7 @@ class Consumer:
         most, seconds = _most(max), seconds_of(timeout)
         if out is not None:
             most = min(most, self._check_out(out))
-        if most == 0 or not core.wait(seconds):
+        if most == 0 or not _waited(core, seconds):
             return StreamBatch.empty(self._kinds)
         return self._taken(core, most, out)
 
@@ -103,9 +130,7 @@ class Consumer:
             raise ValueError("out is one-dimensional, C-contiguous and writable")
         return len(out)
 
-    @contextmanager
-    def lease(self, max: int | None = None,
-              timeout: float | None = None) -> Iterator[StreamBatch]:
+    def lease(self, max: int | None = None, timeout: float | None = None) -> Lease:
         """Lend out the records that are there, as views on the ring itself.
 
         The end of the ``with`` block gives their space back to the kernel, which overwrites it
@@ -117,20 +142,13 @@ class Consumer:
         max, timeout
             As for `read`.
 
-        Yields
-        ------
-        StreamBatch
-            Empty where no record came in time.
+        Returns
+        -------
+        Lease
+            A context of a `StreamBatch`, which is empty where no record came in time.
         """
-        core = self._mapped()
-        most, seconds = _most(max), seconds_of(timeout)
-        if most == 0 or not core.wait(seconds) or not core.lease(most):
-            yield StreamBatch.empty(self._kinds)
-            return
-        try:
-            yield self._leased(core)
-        finally:
-            core.give_back()
+        self._mapped()
+        return Lease(self, _most(max), seconds_of(timeout))
 
     def ready(self) -> bool:
         """Tell whether a record can be read now."""
@@ -219,6 +237,11 @@ builtin_max = max
 def _tell(came: asyncio.Future[None]) -> None:
     if not came.done():
         came.set_result(None)
+
+
+def _waited(core: Core, seconds: float) -> bool:
+    """Tell whether there is a record in time; `Core.wait` gives up the GIL, which this need not."""
+    return core.head() == _RECORD or core.wait(seconds)
 
 
 def seconds_of(timeout: float | None) -> float:
