@@ -192,7 +192,7 @@ def test_large_samples_wrap(events: Any) -> None:
 
 def test_padding_is_left_out(events: Any) -> None:
     event = np.dtype([("n", "u8"), ("size", "u4"), ("x", "u2")])
-    out = np.zeros(30, event)
+    out = np.zeros(10 * len(online()), event)
     with PerfBuffer(events, pages=1, record=event) as perf, Producer(events, 14) as produce, \
             Producer(events, 40) as other:
         for cpu in online():

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from producers import NO_WAKEUP, SLEEPABLE, Producer
-from support import in_child
+from support import EMULATED, in_child
 
 import fastmap
 from fastmap import BpfError, Program, RingBuffer
@@ -308,7 +308,7 @@ def test_a_record_that_is_not_submitted_does_not_spin(ring: RingBuffer) -> None:
             batch = wait()
             took, used = time.monotonic() - began, time.thread_time() - cpu
             assert batch.records["n"].tolist() == [77]
-            assert took > 0.05 and used < 0.2 * took
+            assert took > 0.05 and used < (0.5 if EMULATED else 0.2) * took
             holder.join()
 
 

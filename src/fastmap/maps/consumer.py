@@ -166,7 +166,7 @@ class Consumer:
                 # The descriptor is ready and nothing is there (a record that is not submitted yet,
                 # a CPU that went away): it would not let the loop sleep.
                 await asyncio.sleep(nap)
-                nap, hollow = min(2 * nap, 0.01), False
+                nap, hollow = min(2 * nap, 0.02), False
                 continue
             came = loop.create_future()
             fd = core.hold()
