@@ -26,8 +26,8 @@ from .cside import CSide, build
 
 RECORD = np.dtype([("n", "u8"), ("x", "u8"), ("y", "u8"), ("z", "u8")])
 RING = 1 << 26
-#: So many records a batch: the cost of a batch itself, some 10 us, does not count then, and they are
-#: still in the cache when they are summed.
+#: Records a batch: so many that the cost of a batch itself, some 10 us, does not count, and so few
+#: that they are still in the cache when they are summed.
 LEASE = 32_768
 SLEEPABLE, NO_WAKEUP = 16, 1
 LIBBPF = Path("/usr/include/bpf/libbpf.h").exists()

@@ -138,7 +138,8 @@ def test_each_sample_comes_once_with_its_cpu(events: Any, perf: PerfBuffer, way:
             for cpu in online():
                 own = batch.records["n"][batch.cpu == cpu]
                 assert (own == cpu * 10000 + np.arange(first, first + 50)).all()
-    assert len(perf.read(timeout=0)) == 0
+    empty = perf.read(timeout=0)
+    assert len(empty) == 0 and empty.cpu.dtype == "i4" and empty.records.dtype == EVENT
     assert perf.lost.tolist() == [0] * len(online())
 
 

@@ -40,9 +40,9 @@ cdef extern from *:
     #include <stddef.h>
     #include <string.h>
 
-    /* Copy records of one length that lie one behind the other, up to `count`; return how many there
-       were. That the next one has the same header is guessed and then checked, so that no load
-       waits for the one before; `length` in the usual cases is known when this is compiled. */
+    /* Copy records of one length that lie one behind the other, up to `count`; return how many
+       there were. That the next one has the same header is guessed and then checked, so that no
+       load waits for the one before; usual lengths are known when this is compiled. */
     static inline __attribute__((always_inline)) ptrdiff_t
     fm_run(char *to, const char *at, uint32_t header, size_t length, size_t step, ptrdiff_t count)
     {

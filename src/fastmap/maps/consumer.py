@@ -54,7 +54,7 @@ class Lease:
         consumer = self._consumer
         core = consumer._mapped()
         if self._most == 0 or not _waited(core, self._seconds) or not core.lease(self._most):
-            return StreamBatch.empty(consumer._kinds)
+            return consumer._empty()
         try:
             batch = consumer._leased(core)
         except BaseException:
@@ -76,6 +76,10 @@ class Consumer:
 
     def _mapped(self) -> Core:
         raise NotImplementedError
+
+    def _empty(self) -> StreamBatch:
+        """Return a batch of no records."""
+        return StreamBatch.empty(self._kinds)
 
     def _leased(self, core: Any) -> StreamBatch:
         """Return what a lease found, as views."""
@@ -116,7 +120,7 @@ class Consumer:
         if out is not None:
             most = min(most, self._check_out(out))
         if most == 0 or not _waited(core, seconds):
-            return StreamBatch.empty(self._kinds)
+            return self._empty()
         return self._taken(core, most, out)
 
     def _check_out(self, out: Any) -> int:
@@ -193,8 +197,8 @@ class Consumer:
             try:
                 await asyncio.wait_for(self.wait(), None if seconds < 0 else seconds)
             except TimeoutError:
-                return StreamBatch.empty(self._kinds)
-        return self._taken(core, most, out) if most else StreamBatch.empty(self._kinds)
+                return self._empty()
+        return self._taken(core, most, out) if most else self._empty()
 
     async def batches(self, max: int | None = None, interval: float | None = None, *,
                       out: Array | None = None) -> AsyncIterator[StreamBatch]:

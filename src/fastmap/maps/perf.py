@@ -27,7 +27,8 @@ class PerfBuffer(Consumer):
     """What programs write with bpf_perf_event_output: a ring for each CPU.
 
     It opens the events, puts them into the map, and takes them out when it is closed. A perf
-    buffer has one reader: it belongs to one thread at a time, and to the process that made it.
+    buffer has one reader: it belongs to one thread at a time, and to the process that made it. A
+    forked child must not touch views of a lease: the kernel leaves these pages out there.
 
     Parameters
     ----------
@@ -167,6 +168,11 @@ class PerfBuffer(Consumer):
 
     # ---- reading -------------------------------------------------------------------------------
 
+    def _empty(self) -> StreamBatch:
+        batch = StreamBatch.empty(self._kinds)
+        batch.cpu = np.empty(0, np.int32)
+        return batch
+
     def _leased(self, core: PerfRings) -> StreamBatch:
         cpu = slots(core.numbers, np.dtype("i4"), 4, core.count).copy()
         if core.length >= 0:
@@ -181,7 +187,7 @@ class PerfBuffer(Consumer):
 
     def _taken(self, core: PerfRings, most: int, out: Array | None) -> StreamBatch:
         if not core.lease(most):
-            return StreamBatch.empty(self._kinds)
+            return self._empty()
         try:
             batch = self._leased(core)
             taken = batch.copy() if out is None else self._into(batch, out)
