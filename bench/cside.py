@@ -47,10 +47,10 @@ _SIGNATURES = {
 }
 
 
-def build(name: str = "baseline") -> Path:
+def build(name: str = "baseline", libraries: tuple[str, ...] = ()) -> Path:
     """Compile `c/<name>.c`, unless these very sources and flags are built already."""
     compiler = os.environ.get("CC", "gcc")
-    what = hashlib.sha256(" ".join((compiler, *FLAGS)).encode())
+    what = hashlib.sha256(" ".join((compiler, *FLAGS, *libraries)).encode())
     source = HERE / "c" / f"{name}.c"
     for file in (source, HERE / "c" / "bpf.h"):
         what.update(file.read_bytes())
@@ -58,7 +58,8 @@ def build(name: str = "baseline") -> Path:
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
         fresh = target.with_suffix(f".{os.getpid()}")
-        subprocess.run([*compiler.split(), *FLAGS, "-o", fresh, source], check=True)
+        subprocess.run([*compiler.split(), *FLAGS, "-o", fresh, source, *libraries],
+                       check=True)
         fresh.rename(target)  # whole or not at all: two runs may build at once
     return target
 

@@ -15,6 +15,7 @@ from .cases import ROWS, Size
 from .cside import CSide
 from .harness import Result, waited
 from .kernel_cases import KERNEL_ROWS
+from .rings import RINGS
 from .table import environment, markdown
 from .threads import bulk_calls, element_rate, progress
 
@@ -26,7 +27,7 @@ def measured(words: list[str]) -> Iterator[Result]:
     def wanted(name: str) -> bool:
         return not words or any(word in name for word in words)
 
-    for name, row in {**{row.__name__: row for row in ROWS}, **KERNEL_ROWS}.items():
+    for name, row in {**{row.__name__: row for row in (*ROWS, *RINGS)}, **KERNEL_ROWS}.items():
         if wanted(name):
             with row(c, size) as case:
                 case.check()

@@ -14,6 +14,7 @@ from pathlib import Path
 from fastmap import features
 from fastmap.enums import Command, MapType, Version, mappable, smallest_kernel, version_text
 from fastmap.maps.base import Map
+from fastmap.maps.consumer import Consumer
 from fastmap.maps.families import CLASSES
 
 README = Path(__file__).parents[1] / "README.md"
@@ -44,7 +45,7 @@ def since(name: str, kind: MapType) -> Version | None:
 
 def offered(cls: type[Map], kind: MapType) -> Iterator[str]:
     """Yield the names of what maps of a type can do, in the order the classes have them."""
-    names = {name: None for each in reversed(cls.__mro__) if issubclass(each, Map)
+    names = {name: None for each in reversed(cls.__mro__) if issubclass(each, (Map, Consumer))
              for name in vars(each)}
     keyless = cls.keys_are.allowed == ()
     for name in names:

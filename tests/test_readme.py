@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import threading
 
 import maptable
 import pytest
@@ -43,3 +48,26 @@ def test_rows_say_what_a_type_can_do(kind: str, has: str, lacks: str) -> None:
 def test_marks_must_be_there() -> None:
     with pytest.raises(ValueError, match="marks"):
         maptable.rewritten("# fastmap\n")
+
+
+def test_the_example_of_streams_follows_process_starts() -> None:
+    """It is run as it stands there, until it has told of a program that is started meanwhile."""
+    section = maptable.README.read_text().partition("\n## Streams\n")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as example:
+        assert example.stdout is not None and example.stderr is not None
+        stop = threading.Timer(60, example.kill)
+        stop.start()
+        try:
+            os.set_blocking(example.stdout.fileno(), False)
+            said = b""
+            while b"b'sleep'" not in said and example.poll() is None:
+                subprocess.run(["sleep", "0.1"], check=True)
+                said += example.stdout.read() or b""
+            assert re.search(rb"\(\d+, \d+, \d+, b'sleep'\)", said), said + example.stderr.read()
+            example.send_signal(signal.SIGINT)
+            assert example.wait() == 0 and example.stderr.read() == b""
+        finally:
+            stop.cancel()
+            example.kill()

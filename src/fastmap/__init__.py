@@ -13,6 +13,7 @@ from fastmap.errors import (
     NotSupported,
     ObjectNotFound,
     PermissionDenied,
+    RingFull,
 )
 from fastmap.features import Feature, Features, features
 from fastmap.inventory import MapInfo, ProgramInfo, programs
@@ -20,7 +21,9 @@ from fastmap.maps.arena import Arena
 from fastmap.maps.arrays import ArrayMap, PerCpuArrayMap
 from fastmap.maps.base import Batch, Map
 from fastmap.maps.code import InsnArray, StackTrace, StructOps
+from fastmap.maps.consumer import poll
 from fastmap.maps.nested import ArrayOfMaps, HashOfMaps
+from fastmap.maps.perf import PerfBuffer
 from fastmap.maps.queues import BloomFilter, Queue, Stack
 from fastmap.maps.reader import Reader
 from fastmap.maps.records import StreamBatch
@@ -45,7 +48,7 @@ from fastmap.maps.storage import (
     SkStorage,
     TaskStorage,
 )
-from fastmap.maps.streams import RingBuffer, UserRingBuffer, poll
+from fastmap.maps.streams import Reservation, RingBuffer, UserRingBuffer
 from fastmap.maps.tables import HashMap, PerCpuHashMap, ResizableHashMap
 from fastmap.maps.trie import LpmTrie
 from fastmap.maps.variables import Variables
@@ -95,6 +98,7 @@ __all__ = [
     "PerCpuArrayMap",
     "PerCpuCgroupStorage",
     "PerCpuHashMap",
+    "PerfBuffer",
     "PerfEventArray",
     "PermissionDenied",
     "Pin",
@@ -106,8 +110,10 @@ __all__ = [
     "Queue",
     "Reader",
     "ResizableHashMap",
+    "Reservation",
     "ReuseportSockArray",
     "RingBuffer",
+    "RingFull",
     "SkStorage",
     "SockHash",
     "SockMap",

@@ -44,6 +44,25 @@ class MapFull(BpfError):
     """The map has no room for a further entry."""
 
 
+class RingFull(BpfError, BlockingIOError):
+    """A user ring buffer has no room, and the time to wait for some is over.
+
+    Attributes
+    ----------
+    applied : int
+        How many records were submitted: exactly the first ones.
+    """
+
+    applied: int
+
+    def __init__(self, message: str, applied: int) -> None:
+        super().__init__(_errno.EAGAIN, message)
+        self.applied = applied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.strerror, self.applied)
+
+
 class NotSupported(BpfError, NotImplementedError):
     """This map type, or this kernel, does not have the operation."""
 

@@ -41,7 +41,7 @@ from fastmap.maps.families import class_of
 from fastmap.maps.nested import Inner, MapOfMaps, check_inner
 from fastmap.maps.records import Kinds, Record
 from fastmap.maps.rules import LOCKABLE, Described, Shape
-from fastmap.maps.streams import RingBuffer
+from fastmap.maps.streams import RingBuffer, UserRingBuffer
 from fastmap.token import Token
 from fastmap.types import btf_blob, read_btf
 
@@ -64,7 +64,8 @@ def create(
         Anything `numpy.dtype` takes, of plain bytes. What a type fixes (an array's key is "u4", a
         queue has none) need not be said.
     record : dtype_like or dict, optional
-        RINGBUF: the dtype of its records; or one for each kind of them, ``{1: EXEC, 2: EXIT}``.
+        RINGBUF, USER_RINGBUF: the dtype of its records; of a RINGBUF also one for each kind of
+        them, ``{1: EXEC, 2: EXIT}``.
     tag : str, optional
         With a dict of records: the field that tells the kind.
     max_entries : int
@@ -172,7 +173,7 @@ def _recorded(cls: type[Map], record: Record, tag: str | None) -> dict[str, Any]
     """Return what a stream's constructor takes more; refuse it for other maps, and bad dtypes."""
     if record is None and tag is None:
         return {}
-    if not issubclass(cls, RingBuffer):
+    if not issubclass(cls, (RingBuffer, UserRingBuffer)):
         raise TypeError(f"record= and tag= are for ring buffers, not for {cls.__name__}")
     Kinds(record, tag)
     return {"record": record, "tag": tag}

@@ -45,3 +45,7 @@ def gather(
     data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], size: int,
     out: npt.NDArray[np.uint8],
 ) -> None: ...
+def gather_all(
+    data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], lengths: npt.NDArray[np.uint32],
+    out: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64],
+) -> None: ...

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastmap._core.ring import gather
+from fastmap._core.ring import gather, gather_all
 from fastmap.dtypes import locate, parse, slots
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -143,7 +143,8 @@ class StreamBatch:
         dtype = self._kinds.one if self._kinds.one is not None else np.dtype(f"V{size}")
         if self._count == 0:
             return np.empty(0, dtype)
-        self._check(dtype, np.array([size]))
+        if not dtype.itemsize <= size <= dtype.itemsize + self._slack:
+            self._check(dtype, np.array([size]))
         if self._offsets is not None:
             return self._gathered(self._offsets, dtype)
         if dtype.itemsize == 0:
@@ -180,18 +181,24 @@ class StreamBatch:
 
     def copy(self) -> StreamBatch:
         """Return a batch that owns copies: it stays as it is when the ring goes on."""
-        if self._offsets is None:
+        if self._offsets is None and self._length % 8 == 0:
             out = np.empty(self._count * self._length, np.uint8)
             if out.size:
                 gather(self._data, self.offsets, self._length, out)
             return StreamBatch(self._kinds, out, self._count, length=self._length,
                                step=self._length, slack=self._slack, cpu=self.cpu, lost=self.lost)
-        first, last = int(self._offsets.min()), int(self._offsets.max())
-        data = self._data[first:last + int(self._lengths.max())]  # type: ignore[union-attr]
-        return StreamBatch(
-            self._kinds, data.copy(), self._count, length=-1, offsets=self._offsets - first,
-            lengths=self._lengths.copy(),  # type: ignore[union-attr]
-            slack=self._slack, cpu=self.cpu, lost=self.lost)
+        # At multiples of 8: what a record holds is aligned then.
+        lengths = self.lengths
+        ends = np.cumsum((lengths.astype(np.int64) + 7) & ~7)
+        starts = np.concatenate([np.zeros(1, np.int64), ends])[:-1]
+        out = np.empty(int(ends[-1]) if self._count else 0, np.uint8)
+        gather_all(self._data, self.offsets, lengths, out, starts)
+        if self._offsets is None:
+            return StreamBatch(self._kinds, out, self._count, length=self._length,
+                               step=(self._length + 7) & ~7, slack=self._slack, cpu=self.cpu,
+                               lost=self.lost)
+        return StreamBatch(self._kinds, out, self._count, length=-1, offsets=starts,
+                           lengths=lengths, slack=self._slack, cpu=self.cpu, lost=self.lost)
 
     def _check(self, dtype: np.dtype[Any], lengths: Array) -> None:
         wrong = (lengths < dtype.itemsize) | (lengths > dtype.itemsize + self._slack)

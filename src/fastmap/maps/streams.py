@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
 import mmap
-import select
+import operator
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
+from fastmap._core.codec import codec_of
 from fastmap._core.ring import Ring as RingCore
+from fastmap._core.rows import Rows, rows_of
 from fastmap._core.syscall import Fd
-from fastmap.dtypes import slots
+from fastmap._core.user_ring import UserRing as UserCore
+from fastmap.dtypes import parse, slots
 from fastmap.enums import MapType
+from fastmap.errors import RingFull
 from fastmap.maps.base import Array, Map
+from fastmap.maps.consumer import Consumer, seconds_of
 from fastmap.maps.records import Kinds, Record, StreamBatch
 from fastmap.maps.rules import ABSENT, Shape
 
-#: So often a waiting reader looks for records whose producers wake nobody up, in seconds.
-TICK = 0.05
-_RECORD, _WAITING = 1, 2  # what RingCore.head says
+
+class Positions(Protocol):
+    """What is compiled of a ring."""
+
+    @property
+    def consumed(self) -> int:
+        """Bytes that were ever given back."""
+
+    @property
+    def produced(self) -> int:
+        """Bytes that were ever reserved."""
 
 
 class Ring(Map):
@@ -40,8 +51,39 @@ class Ring(Map):
             raise ValueError(f"max_entries={size}: a ring's size in bytes is a power of two, and "
                              f"at least a page ({mmap.PAGESIZE})")
 
+    def _mapped(self) -> Positions:
+        """Return what is compiled of the ring, mapped at the first use."""
+        raise NotImplementedError
 
-class RingBuffer(Ring):
+    @property
+    def size(self) -> int:
+        """Bytes the ring has for records and their headers."""
+        return self.max_entries
+
+    @property
+    def consumed(self) -> int:
+        """Bytes that their reader ever gave back; it only grows."""
+        return self._mapped().consumed
+
+    @property
+    def produced(self) -> int:
+        """Bytes that were ever reserved for records; it only grows."""
+        return self._mapped().produced
+
+    @property
+    def available(self) -> int:
+        """Bytes that wait: records with their headers, also those not submitted yet."""
+        core = self._mapped()
+        consumed = core.consumed  # first: what comes in between makes it more, not negative
+        return max(core.produced - consumed, 0)
+
+    @property
+    def fill(self) -> float:
+        """How full the ring is, from 0 to 1."""
+        return min(self.available / self.size, 1.0)
+
+
+class RingBuffer(Ring, Consumer):
     """RINGBUF: records from programs to user space.
 
     Nothing is mapped or consumed before the first read. A ring has one reader: it belongs to one
@@ -85,35 +127,6 @@ class RingBuffer(Ring):
         self._core = None
         self._bytes = np.empty(0, np.uint8)
 
-    # ---- what is in it -------------------------------------------------------------------------
-
-    @property
-    def size(self) -> int:
-        """Bytes the ring has for records and their headers."""
-        return self.max_entries
-
-    @property
-    def consumed(self) -> int:
-        """Bytes that were ever given back by readers; it only grows."""
-        return self._mapped().consumed
-
-    @property
-    def produced(self) -> int:
-        """Bytes that were ever reserved by programs; it only grows."""
-        return self._mapped().produced
-
-    @property
-    def available(self) -> int:
-        """Bytes that wait: records with their headers, also those not submitted yet."""
-        core = self._mapped()
-        consumed = core.consumed  # first: what comes in between makes it more, not negative
-        return max(core.produced - consumed, 0)
-
-    @property
-    def fill(self) -> float:
-        """How full the ring is, from 0 to 1."""
-        return min(self.available / self.size, 1.0)
-
     def count_drops(self, counter: Map, index: int = 0) -> None:
         """Name the counter that programs bump when the ring is full: see `dropped`.
 
@@ -136,33 +149,6 @@ class RingBuffer(Ring):
 
     # ---- reading -------------------------------------------------------------------------------
 
-    def read(self, max: int | None = None, timeout: float | None = None, *,
-             out: Array | None = None) -> StreamBatch:
-        """Return the records that are there, as copies, and give their space back.
-
-        Parameters
-        ----------
-        max : int, optional
-            At most so many records.
-        timeout : float, optional
-            Seconds to wait for the first record; 0 never waits, None waits as long as it takes.
-        out : ndarray, optional
-            Where the records go: one-dimensional, C-contiguous, of the stream's dtype. At most
-            ``len(out)`` are read, and none of another size.
-
-        Returns
-        -------
-        StreamBatch
-            Empty where no record came in time.
-        """
-        core = self._mapped()
-        most = _most(max)
-        if out is not None:
-            most = min(most, self._check_out(out))
-        if most == 0 or not self._ready(core, timeout):
-            return StreamBatch.empty(self._kinds)
-        return self._taken(core, most, out)
-
     def _taken(self, core: RingCore, most: int, out: Array | None) -> StreamBatch:
         length, waiting = core.peek()
         if length < 0:
@@ -183,46 +169,6 @@ class RingBuffer(Ring):
                 core.give_back()
         return batch
 
-    def _check_out(self, out: Any) -> int:
-        if not isinstance(out, np.ndarray):
-            raise TypeError(f"out is an ndarray, not {type(out).__name__}")
-        if self._kinds.each:
-            raise TypeError("records of several kinds go into no array")
-        if self._kinds.one is not None and out.dtype != self._kinds.one:
-            raise TypeError(f"out has the dtype {out.dtype}, not {self._kinds.one}")
-        if out.ndim != 1 or not out.flags.c_contiguous or not out.flags.writeable:
-            raise ValueError("out is one-dimensional, C-contiguous and writable")
-        return len(out)
-
-    @contextmanager
-    def lease(self, max: int | None = None,
-              timeout: float | None = None) -> Iterator[StreamBatch]:
-        """Lend out the records that are there, as views on the ring itself.
-
-        The end of the ``with`` block gives their space back to the kernel, which overwrites it
-        sooner or later: views that are kept stay readable, and show what stands there then.
-        ``batch.copy()`` keeps what they show now.
-
-        Parameters
-        ----------
-        max, timeout
-            As for `read`.
-
-        Yields
-        ------
-        StreamBatch
-            Empty where no record came in time.
-        """
-        core = self._mapped()
-        most = _most(max)
-        if most == 0 or not self._ready(core, timeout) or not core.lease(most):
-            yield StreamBatch.empty(self._kinds)
-            return
-        try:
-            yield self._leased(core)
-        finally:
-            core.give_back()
-
     def _leased(self, core: RingCore) -> StreamBatch:
         if core.length >= 0:
             return StreamBatch(self._kinds, self._bytes, core.count, first=core.first,
@@ -232,100 +178,6 @@ class RingBuffer(Ring):
         lengths = slots(core.lengths, np.dtype("u4"), 4, core.count).copy()
         return StreamBatch(self._kinds, self._bytes, core.count, length=-1, offsets=offsets,
                            lengths=lengths)
-
-    def _ready(self, core: RingCore, timeout: float | None) -> bool:
-        if timeout is None:
-            return core.wait(-1)
-        if not timeout >= 0:
-            raise ValueError(f"timeout={timeout}: seconds, 0 or more")
-        return core.wait(timeout)
-
-    def ready(self) -> bool:
-        """Tell whether a record can be read now."""
-        return self._mapped().head() == _RECORD
-
-    # ---- asyncio -------------------------------------------------------------------------------
-
-    async def wait(self) -> None:
-        """Wait until a record can be read, on asyncio's loop, without a thread."""
-        core = self._mapped()
-        loop = asyncio.get_running_loop()
-        nap = 0.0005
-        while (state := core.head()) != _RECORD:
-            if state == _WAITING:  # its descriptor is ready: it would not let the loop sleep
-                await asyncio.sleep(nap)
-                nap = min(2 * nap, 0.01)
-                continue
-            nap = 0.0005
-            came = loop.create_future()
-            fd = core.hold()
-            try:
-                loop.add_reader(fd, _tell, came)
-                try:
-                    await asyncio.wait((came,), timeout=TICK)
-                finally:
-                    loop.remove_reader(fd)
-            finally:
-                core.let_go()
-
-    async def aread(self, max: int | None = None, timeout: float | None = None) -> StreamBatch:
-        """Return the records that are there, as `read` does, waiting on asyncio's loop."""
-        core = self._mapped()
-        most = _most(max)
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"timeout={timeout}: seconds, 0 or more")
-        if core.head() != _RECORD:
-            try:
-                await asyncio.wait_for(self.wait(), timeout)
-            except TimeoutError:
-                return StreamBatch.empty(self._kinds)
-        return self._taken(core, most, None) if most else StreamBatch.empty(self._kinds)
-
-    async def batches(self, max: int | None = None,
-                      interval: float | None = None) -> AsyncIterator[StreamBatch]:
-        """Yield batches of copies, as they come, until the map is closed.
-
-        Parameters
-        ----------
-        max : int, optional
-            At most so many records in a batch.
-        interval : float, optional
-            Seconds from one batch to the next at least: fewer and larger batches.
-        """
-        due = time.monotonic()
-        while not self.closed:
-            if interval is not None:
-                due = builtin_max(due + interval, time.monotonic())
-                await asyncio.sleep(due - time.monotonic())
-            try:
-                batch = await self.aread(max)
-            except ValueError:
-                if self.closed:
-                    return
-                raise
-            if len(batch):
-                yield batch
-
-    def __aiter__(self) -> AsyncIterator[StreamBatch]:
-        return self.batches()
-
-
-builtin_max = max
-
-
-def _tell(came: asyncio.Future[None]) -> None:
-    if not came.done():
-        came.set_result(None)
-
-
-def _most(given: int | None) -> int:
-    if given is None:
-        return 1 << 62
-    if isinstance(given, bool) or not isinstance(given, (int, np.integer)):
-        raise TypeError(f"max is an integer, not {given!r}")
-    if given < 0:
-        raise ValueError(f"max={given}: 0 or more records")
-    return int(given)
 
 
 def _joined(one: StreamBatch, other: StreamBatch) -> StreamBatch:
@@ -340,53 +192,191 @@ def _joined(one: StreamBatch, other: StreamBatch) -> StreamBatch:
         lengths=np.concatenate([one.lengths, rest.lengths]))
 
 
-class Stream(Protocol):
-    """What `poll` takes."""
+class Reservation:
+    """Room for one record in a `UserRingBuffer`: fill it, then submit or discard it.
 
-    def fileno(self) -> int:
-        """Return the descriptor."""
-
-    def ready(self) -> bool:
-        """Tell whether a record can be read now."""
-
-
-def poll(streams: Sequence[Stream], timeout: float | None = None) -> list[Stream]:
-    """Wait until one of several streams has a record; return those that have.
-
-    Parameters
-    ----------
-    streams : sequence of RingBuffer
-    timeout : float, optional
-        Seconds; 0 never waits, None waits as long as it takes.
-
-    Returns
-    -------
-    list
-        Those that can be read; empty where none has a record in time. Producers that wake nobody
-        up are noticed within 50 ms.
+    As a context it is submitted at the end of the block, and discarded where the block raises.
+    Programs see no later record before this one is submitted or discarded; one that is forgotten
+    is discarded. Views of it stay valid, but what they show and change afterwards is the ring.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    nap = 0.0005
-    while True:
-        found = [stream for stream in streams if stream.ready()]
-        if found:
-            return found
-        left = TICK if deadline is None else min(deadline - time.monotonic(), TICK)
-        if left <= 0:
-            return []
-        files = select.poll()
-        for stream in streams:
-            files.register(stream, select.POLLIN)
-        began = time.monotonic()
-        if files.poll(left * 1000) and time.monotonic() - began < nap and not any(
-                stream.ready() for stream in streams):
-            # Only records that are not submitted yet: they wake at once, again and again.
-            time.sleep(min(nap, left))
-            nap = min(2 * nap, 0.01)
+
+    __slots__ = ("_bytes", "_core", "_dtype", "_offset", "_size")
+
+    def __init__(self, core: UserCore, pages: Array, offset: int, size: int,
+                 dtype: np.dtype[Any] | None) -> None:
+        self._core: UserCore | None = core
+        self._offset, self._size = offset, size
+        self._bytes = pages[offset:offset + size]
+        self._dtype = dtype
+
+    @property
+    def data(self) -> memoryview:
+        """Its bytes, to write to; whatever stood there in the ring before, at first."""
+        return memoryview(self._bytes)  # type: ignore[arg-type]
+
+    @property
+    def record(self) -> Array:
+        """It as one record of the ring's dtype, a 0-d array to write to."""
+        if self._dtype is None or self._dtype.itemsize != self._size:
+            raise ValueError(f"{self._size} bytes are no record of the dtype {self._dtype}")
+        return self._bytes.view(self._dtype).reshape(())
+
+    def submit(self) -> None:
+        """Let programs have it."""
+        self._finish(discard=False)
+
+    def discard(self) -> None:
+        """Let programs skip it."""
+        self._finish(discard=True)
+
+    def _finish(self, *, discard: bool) -> None:
+        core, self._core = self._core, None
+        if core is None:
+            raise ValueError("the record was submitted or discarded already")
+        core.finish(self._offset, self._size, discard)
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._core is not None:
+            self._finish(discard=kind is not None)
+
+    def __del__(self) -> None:
+        if self._core is not None:
+            self._finish(discard=True)
 
 
 class UserRingBuffer(Ring):
-    """USER_RINGBUF: records from user space to programs."""
+    """USER_RINGBUF: records from user space to programs, which drain it when they run.
+
+    A ring has one writer: this handle, in the process that opened it. Several records may be
+    reserved at a time; programs get them in the order of reservation.
+
+    Examples
+    --------
+    >>> ring = fastmap.create("user_ringbuf", max_entries=1 << 20, record=[("n", "u8")])
+    >>> with ring.reserve() as slot:
+    ...     slot.record["n"] = 7
+    >>> ring.write_many(np.arange(1000, dtype="u8").view([("n", "u8")]))
+    1000
+    """
+
+    def __init__(self, fd: Fd, key: None, value: None, *, record: Record = None,
+                 tag: str | None = None, dtype_source: str = "given", via: str = "auto") -> None:
+        super().__init__(fd, key, value, dtype_source=dtype_source, via=via)
+        if isinstance(record, Mapping) or tag is not None:
+            raise TypeError("a user ring buffer has one record=, or none: write_many takes arrays "
+                            "of any dtype then")
+        self._record = Kinds(record, None).one
+        self._core: UserCore | None = None
+        self._bytes: Array = np.empty(0, np.uint8)
+
+    def _mapped(self) -> UserCore:
+        core = self._core
+        if core is None:
+            self.fileno()
+            core = UserCore(self._fd, self.max_entries)
+            self._bytes = slots(core.pages, np.dtype("u1"), 1, len(core.pages))
+            self._core = core
+        return core
+
+    def close(self) -> None:
+        """Close the handle, once calls of other threads are out of it. Views stay valid.
+
+        What is reserved can still be submitted.
+        """
+        super().close()
+        self._core = None
+        self._bytes = np.empty(0, np.uint8)
+
+    def reserve(self, size: int | None = None, timeout: float | None = 0) -> Reservation:
+        """Return room for one record.
+
+        Parameters
+        ----------
+        size : int, optional
+            Bytes; those of the ring's dtype where it has one.
+        timeout : float, optional
+            Seconds to wait for room; 0 never waits, None waits as long as it takes.
+
+        Returns
+        -------
+        Reservation
+
+        Raises
+        ------
+        RingFull
+            A `BlockingIOError`: there is no room, in time.
+        """
+        length = self._length(size)
+        seconds = seconds_of(timeout)
+        core = self._mapped()
+        deadline = None if seconds < 0 else time.monotonic() + seconds
+        while (offset := core.reserve(length)) < 0:
+            if not core.wait(length, _left(deadline)):
+                raise RingFull(f"no room for {length} bytes", 0)
+        return Reservation(core, self._bytes, offset, length, self._record)
+
+    def _length(self, size: int | None) -> int:
+        if size is None:
+            if self._record is None:
+                raise TypeError("size= is needed: this ring has no record=")
+            return self._record.itemsize
+        length = operator.index(size)
+        if isinstance(size, bool):
+            raise TypeError(f"size is an integer, not {size!r}")
+        return length
+
+    def write_many(self, records: Any, timeout: float | None = 0) -> int:
+        """Submit many records of one size, in their order; no loop of reserve and submit.
+
+        Parameters
+        ----------
+        records : ndarray or sequence
+            One-dimensional, of the ring's dtype or what can be converted to it without loss; of a
+            ring without one, an array of any plain dtype.
+        timeout : float, optional
+            Seconds to wait for room, all in all; 0 never waits, None waits as long as it takes.
+
+        Returns
+        -------
+        int
+            How many there were.
+
+        Raises
+        ------
+        RingFull
+            A `BlockingIOError`: there was no room for all, in time. Exactly the first ``.applied``
+            records were submitted.
+        """
+        seconds = seconds_of(timeout)
+        rows = self._rows(records)
+        core = self._mapped()
+        deadline = None if seconds < 0 else time.monotonic() + seconds
+        done = core.write(rows, 0)
+        try:
+            while done < rows.count:
+                if not core.wait(rows.size, _left(deadline)):
+                    raise RingFull(f"room for {done} of {rows.count} records", done)
+                done += core.write(rows, done)
+        except KeyboardInterrupt as stop:
+            stop.applied = done  # type: ignore[attr-defined]
+            raise
+        return done
+
+    def _rows(self, records: Any) -> Rows:
+        dtype = self._record
+        if dtype is None:
+            if not isinstance(records, np.ndarray):
+                raise TypeError("a ring without record= takes arrays, not "
+                                f"{type(records).__name__}")
+            dtype = parse(records.dtype, "record")
+        return rows_of(records, codec_of(dtype, "record"))
+
+
+def _left(deadline: float | None) -> float:
+    return -1 if deadline is None else max(deadline - time.monotonic(), 0)
 
 
 CLASSES: dict[MapType, type[Map]] = {
