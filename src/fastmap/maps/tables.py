@@ -104,7 +104,7 @@ class Table(Map):
         ------
         NotSupported
             The value has something else than integers of 4 and 8 bytes, each at a multiple of its
-            size; the map is per-CPU; or the in-kernel way cannot be had.
+            size; the map is not HASH, LRU_HASH or ARRAY; or the in-kernel way cannot be had.
 
         Notes
         -----
