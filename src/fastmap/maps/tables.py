@@ -352,7 +352,8 @@ class HashMap(Table):
         return self._fresh(Reader.drain, reduce, fields, None)
 
     def __len__(self) -> int:
-        return count(self)
+        known = self._programs().count(self, self._via, self.max_entries)
+        return count(self) if known is None else known
 
     def __bool__(self) -> bool:
         return self._next_key() is not None
