@@ -138,6 +138,7 @@ class InKernel:
         # Why a program could not be loaded, by what it would do: asked for once.
         self._failed: dict[str, str] = {}
         self._reasons: dict[tuple[str, int], str] = {}
+        self._alike: dict[str, bool] = {}
         # Elements that went by system calls for want of a program.
         self._seen = 0
 
@@ -162,6 +163,12 @@ class InKernel:
                 and not self.why_not(core, work, flags) and self._allowed(core, work))
 
     def _same(self, work: str) -> bool:
+        same = self._alike.get(work)
+        if same is None:
+            same = self._alike[work] = self._is_same(work)
+        return same
+
+    def _is_same(self, work: str) -> bool:
         if work in _WALKS:
             return True
         return (self.kind not in _DIFFERENT.get(work, ())
@@ -230,7 +237,10 @@ class InKernel:
 
     def has(self, work: str) -> bool:
         """Whether a program for `work` is loaded, and idle."""
-        return any(runner.has(work) and not runner.foreign for runner in self._idle)
+        for runner in self._idle.copy():  # noqa: SIM110, a call of few keys feels a generator
+            if runner.has(work) and not runner.foreign:
+                return True
+        return False
 
     def _runner(self, core: MapCore, work: str) -> Runner:
         """Return a runner of the caller's own that has the program for `work`."""
@@ -249,14 +259,21 @@ class InKernel:
 
     def _idle_one(self, work: str) -> Runner | None:
         """Take an idle runner, one that has the program for `work` where there is one."""
-        for runner in [one for one in self._idle if one.has(work)] or self._idle[:]:
-            try:
-                self._idle.remove(runner)
-            except ValueError:  # another thread was faster
-                continue
-            if not runner.foreign:
+        idle = self._idle.copy()
+        for runner in idle:
+            if runner.has(work) and self._took(runner):
+                return runner
+        for runner in idle:
+            if not runner.has(work) and self._took(runner):
                 return runner
         return None
+
+    def _took(self, runner: Runner) -> bool:
+        try:
+            self._idle.remove(runner)
+        except ValueError:  # another thread was faster
+            return False
+        return not runner.foreign
 
     def _give_back(self, runner: Runner) -> None:
         if len(self._idle) < KEPT:
