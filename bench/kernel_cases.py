@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 
 import fastmap
+from fastmap.maps.reader import count as walk
 
 from .cases import SLACK, Case, Row, Size, best_chunk, records, scattered
 from .cside import U64, Array, CSide, touched
@@ -309,6 +310,22 @@ def _few(count: int) -> Row:
 kernel_few_4 = _few(4)
 kernel_few_8 = _few(8)
 kernel_few_16 = _few(16)
+
+@contextmanager
+def kernel_len(c: CSide, size: Size) -> Iterator[Case]:
+    """`len` of a full map by the kernel's counter, against the walk that counts elsewhere."""
+    n = size.entries
+    keys = scattered(n)
+    with fastmap.create("hash", key="u8", value=RECORD, max_entries=n) as m:
+        c.update_batch(m.fileno(), keys, records(keys))()
+        m.prepare()
+
+        def check() -> None:
+            assert len(m) == walk(m) == n
+
+        yield Case("`len`, 100k entries", "the counting walk", faster(50), n,
+                   lambda number: len(m), lambda number: walk(m), check, rounds=15)
+
 
 KERNEL_ROWS: dict[str, Row] = {
     name: row for name, row in globals().items() if name.startswith("kernel_") and callable(row)}

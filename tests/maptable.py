@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastmap import features
+from fastmap import accel, features
 from fastmap.enums import Command, MapType, Version, mappable, smallest_kernel, version_text
 from fastmap.maps.base import Map
 from fastmap.maps.consumer import Consumer
@@ -37,6 +37,8 @@ def since(name: str, kind: MapType) -> Version | None:
     """Return the first Linux on which a method can work on maps of a type; None for none."""
     if name in MEMORY:
         return mappable(kind)
+    if name == "increment_many":  # which many classes inherit, and only programs can
+        return kind.since if kind in accel._HAVE["increment"] else None
     command = ELEMENT.get(name.removesuffix("_many"))
     if command is None and name in ("get", "values", "items"):  # which go with lookup
         return kind.since if smallest_kernel(ELEMENT["lookup"], kind) else None
@@ -93,10 +95,6 @@ def operations(cls: type[Map], kind: MapType) -> str:
 
 def in_kernel(kind: MapType) -> bool:
     """Whether programs do some of the work on maps of a type."""
-    try:
-        from fastmap import accel
-    except ImportError:
-        return False
     return any(kind in kinds for kinds in accel._HAVE.values())
 
 

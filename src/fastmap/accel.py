@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmap import loops, touching, walks
+from fastmap import counting, loops, touching, walks
 from fastmap._core import syscall
 from fastmap._core.codec import PerCpuCodec
 from fastmap._core.columns import Columns
@@ -91,6 +91,8 @@ _WRITES = frozenset({"update", "delete", "take", "increment", "push", "pop"})
 _ONLY_WRITES = frozenset({"update", "delete", "push"})
 _READ, _WRITE = int(Command.MAP_LOOKUP_BATCH), int(Command.MAP_UPDATE_BATCH)
 
+_FOR_PROGRAMS = MapFlag.RDONLY_PROG | MapFlag.WRONLY_PROG
+
 _Rows = npt.NDArray[Any]
 
 
@@ -126,6 +128,7 @@ class InKernel:
         self._touches = (self.kind in _HASHES and key_size <= touching.LONGEST_KEY
                          and entries >= touching.FEWEST_ENTRIES
                          and running_kernel() >= _MAY_GOTO)
+        self._counter = counting.Counter() if self.kind in _ALL_HASHES else None
         self._idle: list[Runner] = []
         self._closed = False
         # Whether the handle may read: that never changes.
@@ -135,6 +138,7 @@ class InKernel:
         # Why a program could not be loaded, by what it would do: asked for once.
         self._failed: dict[str, str] = {}
         self._reasons: dict[tuple[str, int], str] = {}
+        self._alike: dict[str, bool] = {}
         # Elements that went by system calls for want of a program.
         self._seen = 0
 
@@ -159,6 +163,12 @@ class InKernel:
                 and not self.why_not(core, work, flags) and self._allowed(core, work))
 
     def _same(self, work: str) -> bool:
+        same = self._alike.get(work)
+        if same is None:
+            same = self._alike[work] = self._is_same(work)
+        return same
+
+    def _is_same(self, work: str) -> bool:
         if work in _WALKS:
             return True
         return (self.kind not in _DIFFERENT.get(work, ())
@@ -175,6 +185,24 @@ class InKernel:
         if self._reads is None:
             self._reads = core._permits(_READ)
         return work in _ONLY_WRITES or self._reads
+
+    def count(self, core: MapCore, via: str, entries: int) -> int | None:
+        """Return how many entries the map has now; None where a walk has to count them.
+
+        `entries` is how many it can hold. Also where a program is asked for, a walk counts where
+        there can be none: both say the same.
+        """
+        counter = self._counter
+        if counter is None or via == "syscall" or running_kernel() < counting.SINCE:
+            return None
+        if not (counter.loaded or via == "kernel" or counter.pays(entries)):
+            return None
+        if self._flags & _FOR_PROGRAMS or not self._allowed(core, "count"):
+            return None
+        found = counter.count(core)
+        if self._closed:
+            counter.close()
+        return found
 
     def why_not(self, core: MapCore, work: str, flags: int = 0) -> str:
         """Return why this way cannot be had for `work`; an empty text where it can."""
@@ -195,7 +223,7 @@ class InKernel:
             return f"no program can {work} {kind} maps" if work else f"not for {kind} maps"
         if running_kernel() < since:
             return f"it needs Linux {version_text(since)} ({kind})"
-        if self._flags & (MapFlag.RDONLY_PROG | MapFlag.WRONLY_PROG):
+        if self._flags & _FOR_PROGRAMS:
             return "the map's flags restrict what programs may do with it"
         if flags & ~(UpdateFlag.NOEXIST | UpdateFlag.EXIST):
             return f"flags={flags}: a program updates with ANY, NOEXIST or EXIST"
@@ -209,7 +237,10 @@ class InKernel:
 
     def has(self, work: str) -> bool:
         """Whether a program for `work` is loaded, and idle."""
-        return any(runner.has(work) and not runner.foreign for runner in self._idle)
+        for runner in self._idle.copy():  # noqa: SIM110, a call of few keys feels a generator
+            if runner.has(work) and not runner.foreign:
+                return True
+        return False
 
     def _runner(self, core: MapCore, work: str) -> Runner:
         """Return a runner of the caller's own that has the program for `work`."""
@@ -228,14 +259,21 @@ class InKernel:
 
     def _idle_one(self, work: str) -> Runner | None:
         """Take an idle runner, one that has the program for `work` where there is one."""
-        for runner in [one for one in self._idle if one.has(work)] or self._idle[:]:
-            try:
-                self._idle.remove(runner)
-            except ValueError:  # another thread was faster
-                continue
-            if not runner.foreign:
+        idle = self._idle.copy()
+        for runner in idle:
+            if runner.has(work) and self._took(runner):
+                return runner
+        for runner in idle:
+            if not runner.has(work) and self._took(runner):
                 return runner
         return None
+
+    def _took(self, runner: Runner) -> bool:
+        try:
+            self._idle.remove(runner)
+        except ValueError:  # another thread was faster
+            return False
+        return not runner.foreign
 
     def _give_back(self, runner: Runner) -> None:
         if len(self._idle) < KEPT:
@@ -247,6 +285,8 @@ class InKernel:
         """Give programs and buffers back; those in use, when their calls end."""
         self._closed = True
         self._idle.clear()
+        if self._counter is not None:
+            self._counter.close()
 
     def load(self, core: MapCore, work: str, runner: Runner) -> Fd:
         """Load the program for `work` over the runner's buffer."""
@@ -314,6 +354,7 @@ class InKernel:
         finally:
             for runner in runners:
                 self._give_back(runner)
+        self.count(core, "kernel", 0)
         return works
 
 

@@ -106,6 +106,26 @@ cdef long run(int fd) noexcept nogil:
     return fm_bpf(FM_PROG_TEST_RUN, &attr, sizeof(attr))
 
 
+def returned(MapCore map not None, Fd program not None):
+    """Run a program that is about `map`, and return what it returns, 32 bits of it."""
+    cdef fm_test_run attr
+    cdef uint64_t last = 0
+    cdef long result = -EINTR
+    map._fd.acquire()
+    try:
+        with nogil:
+            while result == -EAGAIN or result == -EINTR:
+                look_for_signals(&last)
+                memset(&attr, 0, sizeof(attr))
+                attr.prog_fd = program.number
+                result = fm_bpf(FM_PROG_TEST_RUN, &attr, sizeof(attr))
+    finally:
+        map._fd.release()
+    if result < 0:
+        raise errors.from_errno(<int>-result, FM_PROG_TEST_RUN, map._kind)
+    return attr.retval
+
+
 cdef tuple mapped(Py_ssize_t size, Py_ssize_t entries, bytes name):
     """Return an array map of the in-kernel way, and its pages."""
     cdef Fd fd = syscall.map_create(MapType.ARRAY, 4, size, entries, MapFlag.MMAPABLE, name)

@@ -104,7 +104,7 @@ class Table(Map):
         ------
         NotSupported
             The value has something else than integers of 4 and 8 bytes, each at a multiple of its
-            size; the map is per-CPU; or the in-kernel way cannot be had.
+            size; the map is not HASH, LRU_HASH or ARRAY; or the in-kernel way cannot be had.
 
         Notes
         -----
@@ -147,6 +147,9 @@ class Table(Map):
         """Return what turns rows into values, the values, and their memory as ``(rows, bytes)``."""
         row = self._value
         per_cpu = isinstance(row, PerCpuCodec)
+        if out is None and reduce is None and not per_cpu:
+            values = np.empty(rows, self.value_dtype)
+            return None, values, values
         cpus, stride = (row.cpus, row.stride) if isinstance(row, PerCpuCodec) else (0, row.size)
         columns, dtype, wide = plan(self.key_dtype, self.value_dtype, cpus, stride, reduce=reduce)
         lead = (rows, cpus) if wide else (rows,)
@@ -156,9 +159,6 @@ class Table(Map):
             if per_cpu and wide and stride != dtype.itemsize:
                 columns = unpacked(dtype, cpus, stride)
             return columns, out, out.reshape(rows, -1).view(np.uint8) if rows else out
-        if columns is None and not per_cpu:
-            values = np.empty(rows, dtype)
-            return None, values, values
         step = stride if columns is None else dtype.itemsize
         width = step * (cpus if wide else 1)
         raw = np.empty((rows, width), np.uint8)
@@ -352,7 +352,8 @@ class HashMap(Table):
         return self._fresh(Reader.drain, reduce, fields, None)
 
     def __len__(self) -> int:
-        return count(self)
+        known = self._programs().count(self, self._via, self.max_entries)
+        return count(self) if known is None else known
 
     def __bool__(self) -> bool:
         return self._next_key() is not None
