@@ -46,8 +46,8 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built
 	@if $(HERE); then $(BIN)/python -m pytest; else \
-		echo "fastmap: without the tests marked slow or native, for emulation is slow"; \
-		$(GUEST) test --kernel $(or $(KERNEL),6.12) -- -q $(NATIVE) tests; fi
+		echo "fastmap: the tests marked quick, for emulation is slow; make test-kernels has the others"; \
+		$(GUEST) test --kernel $(or $(KERNEL),6.12) -- -q -m quick tests; fi
 
 quick: $(VENV)/.built
 	$(BIN)/python -m pytest -q -m quick
