@@ -40,7 +40,7 @@ MOST_BYTES = 512
 #: The verifier follows no offset beyond 29 bits.
 MOST_OUTPUT = (1 << 29) - (1 << 16)
 
-_EFBIG = 27
+_EAGAIN, _EFBIG = 11, 27
 
 
 def why_not(columns: Sequence[Column], condition: Condition | None) -> str:
@@ -157,7 +157,7 @@ def walk_buckets(toucher: Toucher, output: Output) -> Code:
     a.ldx(8, R1, R2, 0)
     a.label("chain")
     a.jset(R1, 1, "next")
-    a.may_goto("stop")
+    a.may_goto("broken")
     a.mov(R2, toucher.what.elem)
     a.call_kfunc(toucher.what.cast)
     a.mov(R7, R0)
@@ -172,6 +172,10 @@ def walk_buckets(toucher: Toucher, output: Output) -> Code:
     a.ja("chain")
     a.label("full")
     a.st(4, R4, ERRNO, _EFBIG)
+    a.ja("stop")
+    a.label("broken")  # the kernel ends the run within a bucket: its walker does it again
+    loop.head(R4)
+    a.st(4, R4, ERRNO, _EAGAIN)
     a.ja("stop")
     return loop.end()
 

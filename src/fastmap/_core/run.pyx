@@ -106,6 +106,23 @@ cdef long run(int fd) noexcept nogil:
     return fm_bpf(FM_PROG_TEST_RUN, &attr, sizeof(attr))
 
 
+cdef long finish(int fd, Head *head, uint64_t *last) except? -1 nogil:
+    """Run a program until it has gone over all elements of its buffer.
+
+    The kernel ends a loop of `may_goto` that it finds too long, a quarter of a second where others
+    held the CPU meanwhile: the program is run again, and goes on where it was. One of bpf_loop
+    does all of them, and leaves `at` alone.
+    """
+    cdef long result
+    while True:
+        result = run(fd)
+        if result == -EAGAIN or result == -EINTR:
+            if head.at == 0:  # nothing is done yet that an exception would lose
+                look_for_signals(last)
+        elif result < 0 or head.error or head.at == 0 or head.at >= head.count:
+            return result
+
+
 def returned(MapCore map not None, Fd program not None):
     """Run a program that is about `map`, and return what it returns, 32 bits of it."""
     cdef fm_test_run attr
@@ -225,10 +242,8 @@ cdef class Runner:
             put(keys, i, n, self.memory.data + self.keys_at)
             head.count = <uint32_t>(n * self.rounds)
             head.at = 0
-            result = run(fd)
-            while result == -EAGAIN or result == -EINTR:
-                look_for_signals(&last)
-                result = run(fd)
+            head.error = 0
+            result = finish(fd, head, &last)
             if result < 0:
                 with gil:
                     raise errors.batch_error(<int>-result, FM_PROG_TEST_RUN, map._kind, i, i)
@@ -313,10 +328,7 @@ cdef class Runner:
             if codes != NULL:
                 memset(left, 0, n * code)
             look_for_signals(&last)
-            result = run(fd)
-            while result == -EAGAIN or result == -EINTR:
-                look_for_signals(&last)
-                result = run(fd)
+            result = finish(fd, head, &last)
             if result < 0:
                 with gil:
                     raise errors.batch_error(
@@ -363,9 +375,7 @@ cdef class Runner:
             n = min(self.chunk, count - popped[0])
             memset(head, 0, sizeof(Head))
             head.count = <uint32_t>n
-            result = run(fd)
-            if result == -EAGAIN or result == -EINTR:
-                continue
+            result = finish(fd, head, &last)
             if result < 0:
                 with gil:
                     raise errors.from_errno(<int>-result, FM_PROG_TEST_RUN, map._kind)

@@ -18,6 +18,8 @@ cdef class Walker:
     cdef readonly Mapping values
     cdef readonly Py_ssize_t capacity
     cdef readonly Py_ssize_t out_size
+    # How many buckets a run goes over.
+    cdef public Py_ssize_t run_length
     cdef readonly bint exact
     cdef readonly Py_ssize_t filled
     cdef readonly uint64_t started_ns

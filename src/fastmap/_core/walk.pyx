@@ -18,6 +18,8 @@ from fastmap._core.uapi cimport *
 
 cdef enum:
     RUN = 65536
+    SHORTEST = 256
+    MOST_BROKEN = 64
 
 
 cdef class Walker:
@@ -37,6 +39,7 @@ cdef class Walker:
         self.capacity = capacity
         self.out_size = out_size
         self.exact = exact
+        self.run_length = RUN
         self.generation = forks()
         self.head_map, self.head = mapped(64, 1, b"fastmap_head")
         self.keys_map, self.keys = mapped(capacity * key_size, 1, b"fastmap_keys")
@@ -64,8 +67,8 @@ cdef class Walker:
         cdef Head *head = <Head *>self.head.data
         cdef uint64_t last = 0
         cdef long result
-        cdef uint32_t at = 0
-        cdef int fd = self.program.number
+        cdef uint32_t at = 0, copied = 0, length = <uint32_t>self.run_length
+        cdef int fd = self.program.number, broken = 0
         if self.busy:
             raise RuntimeError("the reader is in use by another thread")
         map._fd.acquire()
@@ -77,14 +80,27 @@ cdef class Walker:
             with nogil:
                 while True:
                     # Where the program goes over buckets itself, a run is about so many.
-                    head.count = at + RUN
+                    head.count = at + length
                     head.at = at
+                    head.error = 0
+                    head.copied = copied
                     result = run(fd)
                     look_for_signals(&last)
                     if result == -EAGAIN or result == -EINTR:
                         continue
-                    at += RUN
-                    if result < 0 or head.error or at >= head.buckets:
+                    if result < 0 or head.buckets == 0 or head.error not in (0, EAGAIN):
+                        break
+                    if head.error == EAGAIN or head.at < head.count:
+                        # The kernel found the run too long and ended it, perhaps within a
+                        # bucket: once more, from where it began, and a shorter one.
+                        broken += 1
+                        if broken > MOST_BROKEN:
+                            result = -EAGAIN
+                            break
+                        length = max(length // 2, SHORTEST)
+                        continue
+                    at, copied = head.count, head.copied
+                    if at >= head.buckets:
                         break
             if result < 0:
                 raise errors.from_errno(<int>-result, FM_PROG_TEST_RUN, map._kind)
