@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-from support import EMULATED
+from support import EMULATED, mounted
 
 import fastmap
 from fastmap._core import memory
@@ -111,16 +110,8 @@ def filled(make: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture
 def bpffs(tmp_path: Path) -> Iterator[Path]:
     """Return a folder with a bpffs of the test's own."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    where = tmp_path / "bpffs"
-    where.mkdir()
-    if libc.mount(b"bpf", os.fsencode(where), b"bpf", 0, None):
-        raise OSError(ctypes.get_errno(), "mount bpffs")
-    try:
+    with mounted("bpf", tmp_path / "bpffs") as where:
         yield where
-    finally:
-        if libc.umount2(os.fsencode(where), 2):
-            raise OSError(ctypes.get_errno(), "umount bpffs")
 
 
 @pytest.hookimpl(wrapper=True)

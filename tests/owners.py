@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import struct
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from raw import bpf
+from support import mounted
 
 import fastmap
 from fastmap._core.program import Link
@@ -73,12 +73,7 @@ def lsm_programs() -> bool:
 @contextlib.contextmanager
 def cgroup2(tmp_path: Path) -> Iterator[Path]:
     """Give a cgroup of the test's own, in a cgroup2 that is mounted meanwhile."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    root = tmp_path / "cgroup2"
-    root.mkdir()
-    if libc.mount(b"none", os.fsencode(root), b"cgroup2", 0, None):
-        raise OSError(ctypes.get_errno(), "mount cgroup2")
-    try:
+    with mounted("cgroup2", tmp_path / "cgroup2") as root:
         home = Path("/proc/self/cgroup").read_text().split("0::", 1)[1].splitlines()[0]
         folder = root / f"fastmap-{os.getpid()}"
         folder.mkdir()
@@ -87,9 +82,6 @@ def cgroup2(tmp_path: Path) -> Iterator[Path]:
         finally:
             (root / home.lstrip("/") / "cgroup.procs").write_text(str(os.getpid()))
             folder.rmdir()
-    finally:
-        if libc.umount2(os.fsencode(root), 2):
-            raise OSError(ctypes.get_errno(), "umount cgroup2")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
 import signal
@@ -110,3 +111,17 @@ def inserter(target: Any, counters: Any, *, pid: int = 0) -> Code:
     a.mov(R0, 0)
     a.exit()
     return a.assemble()
+
+
+@contextlib.contextmanager
+def mounted(kind: str, where: Path) -> Iterator[Path]:
+    """Mount a file system of a kind that needs no device at `where`, a new folder, meanwhile."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    where.mkdir()
+    if libc.mount(b"none", os.fsencode(where), kind.encode(), 0, None):
+        raise OSError(ctypes.get_errno(), f"mount {kind}")
+    try:
+        yield where
+    finally:
+        if libc.umount2(os.fsencode(where), 2):
+            raise OSError(ctypes.get_errno(), f"umount {kind}")

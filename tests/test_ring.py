@@ -78,7 +78,7 @@ def test_views_outlive_lease_map_and_collection(ring: RingBuffer) -> None:
         ring.close()
         del ring, batch
         gc.collect()
-        assert int(view.sum()) >= 0  # it shows what the kernel wrote since, and does not crash
+        assert view.tolist() != list(range(100))  # what the kernel wrote there since
         assert copy.records["n"].tolist() == list(range(100))
 
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fastmap import btf
+from fastmap.enums import Helper
 
 __all__ = [
     "FP", "R0", "R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8", "R9", "R10",
@@ -41,73 +42,6 @@ class Reg(enum.Enum):
 
 R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = Reg
 FP = R10
-
-
-class Helper(enum.IntEnum):
-    """Numbers of the helpers (`enum bpf_func_id`) that programs around maps call."""
-
-    MAP_LOOKUP_ELEM = 1
-    MAP_UPDATE_ELEM = 2
-    MAP_DELETE_ELEM = 3
-    KTIME_GET_NS = 5
-    TRACE_PRINTK = 6
-    GET_PRANDOM_U32 = 7
-    GET_SMP_PROCESSOR_ID = 8
-    TAIL_CALL = 12
-    GET_CURRENT_PID_TGID = 14
-    GET_CURRENT_UID_GID = 15
-    GET_CURRENT_COMM = 16
-    PERF_EVENT_OUTPUT = 25
-    GET_STACKID = 27
-    SKB_UNDER_CGROUP = 33
-    GET_CURRENT_TASK = 35
-    CURRENT_TASK_UNDER_CGROUP = 37
-    GET_NUMA_NODE_ID = 42
-    REDIRECT_MAP = 51
-    SK_REDIRECT_MAP = 52
-    SOCK_MAP_UPDATE = 53
-    MSG_REDIRECT_MAP = 60
-    GET_STACK = 67
-    SOCK_HASH_UPDATE = 70
-    MSG_REDIRECT_HASH = 71
-    SK_REDIRECT_HASH = 72
-    GET_CURRENT_CGROUP_ID = 80
-    SK_SELECT_REUSEPORT = 82
-    MAP_PUSH_ELEM = 87
-    MAP_POP_ELEM = 88
-    MAP_PEEK_ELEM = 89
-    SPIN_LOCK = 93
-    SPIN_UNLOCK = 94
-    SK_STORAGE_GET = 107
-    SK_STORAGE_DELETE = 108
-    PROBE_READ_USER = 112
-    PROBE_READ_KERNEL = 113
-    PROBE_READ_USER_STR = 114
-    PROBE_READ_KERNEL_STR = 115
-    JIFFIES64 = 118
-    KTIME_GET_BOOT_NS = 125
-    SEQ_PRINTF = 126
-    SEQ_WRITE = 127
-    RINGBUF_OUTPUT = 130
-    RINGBUF_RESERVE = 131
-    RINGBUF_SUBMIT = 132
-    RINGBUF_DISCARD = 133
-    RINGBUF_QUERY = 134
-    INODE_STORAGE_GET = 145
-    INODE_STORAGE_DELETE = 146
-    COPY_FROM_USER = 148
-    TASK_STORAGE_GET = 156
-    TASK_STORAGE_DELETE = 157
-    GET_CURRENT_TASK_BTF = 158
-    KTIME_GET_COARSE_NS = 160
-    FOR_EACH_MAP_ELEM = 164
-    SYS_BPF = 166
-    LOOP = 181
-    MAP_LOOKUP_PERCPU_ELEM = 195
-    KTIME_GET_TAI_NS = 208
-    USER_RINGBUF_DRAIN = 209
-    CGRP_STORAGE_GET = 210
-    CGRP_STORAGE_DELETE = 211
 
 
 # An opcode is a class (3 bits) with an operation and a source bit, or with a size and a mode.

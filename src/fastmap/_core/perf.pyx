@@ -59,9 +59,6 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from *:
     """
     #include <sys/syscall.h>
-    #define fm_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
-    #define fm_store(p, value) __atomic_store_n((p), (value), __ATOMIC_RELEASE)
-
     /* struct perf_event_attr, as long as is needed: VER1. */
     struct fm_perf_attr {
         uint32_t type, size;
@@ -83,8 +80,6 @@ cdef extern from *:
     #define FM_PERF_ENABLE 0x2400
     #define FM_PERF_PAUSE 0x40042409
     """
-    uint64_t load64 "fm_load" (const uint64_t *p) nogil
-    void store64 "fm_store" (uint64_t *p, uint64_t value) nogil
     int fm_perf_event_open(int cpu, int watermark, int wakeup, int backward, int losses) nogil
     unsigned long FM_PERF_ENABLE
     unsigned long FM_PERF_PAUSE
@@ -98,14 +93,12 @@ cdef enum:
     LEAD = 12
     # More than the largest record, whose size has 16 bits.
     SPARE = 1 << 16
-    # So often positions are looked at: a watermark may never be reached.
-    TICK_MS = 50
     NOTHING = 0
     RECORD = 1
 
 
 cdef inline uint64_t head_of(const Cpu *cpu) noexcept nogil:
-    return load64(<uint64_t *>(cpu.control + HEAD))
+    return fm_load64(<uint64_t *>(cpu.control + HEAD))
 
 
 @cython.no_gc_clear  # the table lasts until the descriptors in it are closed
@@ -305,26 +298,21 @@ cdef class PerfRings:
 
     def wait(self, double seconds):
         """Wait for a record, so many seconds (below 0: for ever); tell whether there is one."""
-        cdef uint64_t deadline = 0, now
+        cdef uint64_t deadline = fm_deadline(seconds)
         cdef bint found = False
         cdef int ms
         cdef unsigned int nap = 50
         cdef epoll_event event
         self._enter()
-        if seconds >= 0:
-            deadline = fm_monotonic_ns() + <uint64_t>(seconds * 1e9)
         try:
             with nogil:
                 while True:
                     found = self._any()
                     if found:
                         break
-                    ms = TICK_MS
-                    if seconds >= 0:
-                        now = fm_monotonic_ns()
-                        if now >= deadline:
-                            break
-                        ms = <int>min(<uint64_t>TICK_MS, (deadline - now + 999999) // 1000000)
+                    ms = fm_nap_ms(deadline)
+                    if ms == 0:
+                        break
                     if epoll_wait(self.epoll, &event, 1, ms) > 0 and not self._any():
                         # An event that hung up, whose CPU went away, is always ready.
                         usleep(min(nap, <unsigned int>ms * 1000))
@@ -381,7 +369,7 @@ cdef class PerfRings:
                 cpu.lost += cpu.pending
                 cpu.pending = 0
                 if not self.overwrite:
-                    store64(<uint64_t *>(cpu.control + TAIL), cpu.end)
+                    fm_store64(<uint64_t *>(cpu.control + TAIL), cpu.end)
             if self.overwrite and not self.paused:
                 self._toggle(False)
         finally:

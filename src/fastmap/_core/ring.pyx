@@ -35,8 +35,6 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef extern from *:
     """
-    #define fm_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
-    #define fm_store(p, value) __atomic_store_n((p), (value), __ATOMIC_RELEASE)
     #include <stddef.h>
     #include <string.h>
 
@@ -47,7 +45,8 @@ cdef extern from *:
     fm_run(char *to, const char *at, uint32_t header, size_t length, size_t step, ptrdiff_t count)
     {
         ptrdiff_t n = 0;
-        for (; n < count && fm_load((const uint32_t *)at) == header; n++, at += step, to += length)
+        for (; n < count && fm_load32((const uint32_t *)at) == header;
+             n++, at += step, to += length)
             memcpy(to, at + 8, length);
         return n;
     }
@@ -67,14 +66,9 @@ cdef extern from *:
     }
     """
     ptrdiff_t fm_copy_run(char *to, const char *at, uint32_t length, ptrdiff_t count) nogil
-    uint32_t load32 "fm_load" (const uint32_t *p) nogil
-    uint64_t load64 "fm_load" (const uint64_t *p) nogil
-    void store64 "fm_store" (uint64_t *p, uint64_t value) nogil
 
 cdef enum:
     HEADER = 8
-    # No event ever comes for a record of a NO_WAKEUP producer: so often positions are looked at.
-    TICK_MS = 50
     # A copy gives space back after so many bytes: the producer waits less, the cache holds them.
     GIVE_BACK = 1 << 18
 
@@ -115,12 +109,12 @@ cdef class Ring:
         return <uint64_t *>self.consumer.data
 
     cdef uint64_t _produced(self) noexcept nogil:
-        return load64(<uint64_t *>self.pages.data)
+        return fm_load64(<uint64_t *>self.pages.data)
 
     @property
     def consumed(self):
         """Bytes that were ever given back."""
-        return load64(self._consumed())
+        return fm_load64(self._consumed())
 
     @property
     def produced(self):
@@ -150,7 +144,7 @@ cdef class Ring:
 
     cdef int _bounds(self, uint64_t *position, uint64_t *produced) except -1 nogil:
         """Read both positions; refuse what a kernel would not have left there."""
-        position[0] = load64(self._consumed())
+        position[0] = fm_load64(self._consumed())
         produced[0] = self._produced()
         if position[0] & 7 or produced[0] - position[0] > <uint64_t>self.size:
             with gil:
@@ -169,7 +163,7 @@ cdef class Ring:
         cdef const char *data = self.pages.data + self.page
         self._bounds(&position, &produced)
         while position < produced:
-            header = load32(<const uint32_t *>(data + (position & (self.size - 1))))
+            header = fm_load32(<const uint32_t *>(data + (position & (self.size - 1))))
             if header & BUSY:
                 return WAITING
             if not header & DISCARD:
@@ -178,7 +172,7 @@ cdef class Ring:
                 break
             position += step_of(header)
             if give_back:
-                store64(self._consumed(), position)
+                fm_store64(self._consumed(), position)
         return NOTHING
 
     def hold(self):
@@ -197,14 +191,12 @@ cdef class Ring:
 
     def wait(self, double seconds):
         """Wait for a record, so many seconds (below 0: for ever); tell whether there is one."""
-        cdef uint64_t deadline = 0, now
+        cdef uint64_t deadline = fm_deadline(seconds)
         cdef int state, ms
         cdef unsigned int nap = 50
         cdef int fd
         cdef pollfd file
         self._enter()
-        if seconds >= 0:
-            deadline = fm_monotonic_ns() + <uint64_t>(seconds * 1e9)
         try:
             fd = self._fd.acquire()
         except BaseException:
@@ -219,12 +211,9 @@ cdef class Ring:
                     state = self._head(True)
                     if state == RECORD:
                         break
-                    ms = TICK_MS
-                    if seconds >= 0:
-                        now = fm_monotonic_ns()
-                        if now >= deadline:
-                            break
-                        ms = <int>min(<uint64_t>TICK_MS, (deadline - now + 999999) // 1000000)
+                    ms = fm_nap_ms(deadline)
+                    if ms == 0:
+                        break
                     if state == WAITING:
                         # poll(2) would return at once, again and again: sleep, a little longer
                         # each time.
@@ -264,7 +253,7 @@ cdef class Ring:
             self._leave()
 
     cdef _leave(self):
-        store64(self._consumed(), self.end)
+        fm_store64(self._consumed(), self.end)
         self.busy = False
 
     cdef int _walk(self, Py_ssize_t most) except -1 nogil:
@@ -285,21 +274,21 @@ cdef class Ring:
         if position == produced or most <= 0:
             return 0
         at = data + (position & (self.size - 1))
-        header = load32(<const uint32_t *>at)
+        header = fm_load32(<const uint32_t *>at)
         if header & BUSY:
             return 0
         step = step_of(header)
         if not header & DISCARD:
             limit = <Py_ssize_t>min(<uint64_t>most, (produced - position) // step)
             self.first = self.page + (at - data) + HEADER
-            while n < limit and load32(<const uint32_t *>at) == header:
+            while n < limit and fm_load32(<const uint32_t *>at) == header:
                 at += step
                 n += 1
         self.count = n
         self.length = header & LENGTH
         self.end = position + n * step
         if n == most or self.end == produced or (
-                load32(<const uint32_t *>at) & BUSY and not header & DISCARD):
+                fm_load32(<const uint32_t *>at) & BUSY and not header & DISCARD):
             return 0
         return self._list(self.end, produced, most)
 
@@ -316,7 +305,7 @@ cdef class Ring:
         offsets = NULL
         lengths = NULL
         while n < most and position < produced:
-            header = load32(<const uint32_t *>(data + (position & (self.size - 1))))
+            header = fm_load32(<const uint32_t *>(data + (position & (self.size - 1))))
             if header & BUSY:
                 break
             if step_of(header) > produced - position:
@@ -367,7 +356,7 @@ cdef class Ring:
             if self._head(True) != RECORD:
                 return -1, 0
             self._bounds(&position, &produced)
-            header = load32(<const uint32_t *>(
+            header = fm_load32(<const uint32_t *>(
                 self.pages.data + self.page + (position & (self.size - 1))))
             return header & LENGTH, produced - position
         finally:
@@ -400,7 +389,7 @@ cdef class Ring:
         self._bounds(&position, &produced)
         while n < most and position < produced:
             at = data + (position & (self.size - 1))
-            header = load32(<const uint32_t *>at)
+            header = fm_load32(<const uint32_t *>at)
             if header == <uint32_t>length and step <= produced - position:
                 run = <Py_ssize_t>min(min(<uint64_t>(most - n), (produced - position) // step),
                                       GIVE_BACK // step + 1)
@@ -413,7 +402,7 @@ cdef class Ring:
             else:
                 position += step_of(header)
             # Now and then: the producer waits less.
-            store64(self._consumed(), position)
+            fm_store64(self._consumed(), position)
         return n
 
 

@@ -302,4 +302,41 @@ static inline uint64_t fm_monotonic_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* What both sides of a ring see. */
+static inline uint32_t fm_load32(const uint32_t *p)
+{
+    return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+
+static inline uint64_t fm_load64(const uint64_t *p)
+{
+    return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+
+static inline void fm_store32(uint32_t *p, uint32_t value)
+{
+    __atomic_store_n(p, value, __ATOMIC_RELEASE);
+}
+
+static inline void fm_store64(uint64_t *p, uint64_t value)
+{
+    __atomic_store_n(p, value, __ATOMIC_RELEASE);
+}
+
+/* When a wait of so many seconds ends; 0 where it never does. */
+static inline uint64_t fm_deadline(double seconds)
+{
+    return seconds < 0 ? 0 : fm_monotonic_ns() + (uint64_t)(seconds * 1e9);
+}
+
+/* How long a wait may sleep, in ms: 0 once it is over, and never more than 50, for no event ever
+ * comes for the records of producers that wake nobody up. */
+static inline int fm_nap_ms(uint64_t deadline)
+{
+    uint64_t now = deadline ? fm_monotonic_ns() : 0;
+    if (!deadline || deadline > now + 50000000)
+        return 50;
+    return deadline <= now ? 0 : (int)((deadline - now + 999999) / 1000000);
+}
+
 #endif

@@ -33,9 +33,6 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from *:
     """
     #include <string.h>
-    #define fm_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
-    #define fm_store(p, value) __atomic_store_n((p), (value), __ATOMIC_RELEASE)
-
     /* Records one behind the other, with the headers in between; `length` in the usual cases is
        known when this is compiled. */
     static inline __attribute__((always_inline)) void
@@ -63,16 +60,11 @@ cdef extern from *:
         }
     }
     """
-    uint64_t load64 "fm_load" (const uint64_t *p) nogil
-    void store32 "fm_store" (uint32_t *p, uint32_t value) nogil
-    void store64 "fm_store" (uint64_t *p, uint64_t value) nogil
     void fm_copy_rows(char *to, const char *source, size_t stride, size_t length,
                       size_t count) nogil
 
 cdef enum:
     HEADER = 8
-    # So often the positions are looked at while waiting for room.
-    TICK_MS = 50
 
 cdef uint32_t BUSY = 1u << 31
 cdef uint32_t DISCARD = 1u << 30
@@ -96,12 +88,12 @@ cdef class UserRing:
     @property
     def consumed(self):
         """Bytes that programs ever took."""
-        return load64(<uint64_t *>self.consumer.data)
+        return fm_load64(<uint64_t *>self.consumer.data)
 
     @property
     def produced(self):
         """Bytes that were ever reserved."""
-        return load64(<uint64_t *>self.pages.data)
+        return fm_load64(<uint64_t *>self.pages.data)
 
     cdef int _own(self) except -1:
         if self._fd.closing:
@@ -119,8 +111,8 @@ cdef class UserRing:
 
     cdef Py_ssize_t _room(self, uint64_t *produced) except -1 nogil:
         """Return the bytes that are free; refuse positions that neither side would leave there."""
-        cdef uint64_t consumed = load64(<uint64_t *>self.consumer.data)
-        produced[0] = load64(<uint64_t *>self.pages.data)
+        cdef uint64_t consumed = fm_load64(<uint64_t *>self.consumer.data)
+        produced[0] = fm_load64(<uint64_t *>self.pages.data)
         if (produced[0] | consumed) & 7 or produced[0] - consumed > <uint64_t>self.size:
             with gil:
                 raise errors.BpfError(
@@ -140,7 +132,7 @@ cdef class UserRing:
         header = self.pages.data + self.page + (produced & (self.size - 1))
         (<uint32_t *>header)[0] = <uint32_t>length | BUSY
         (<uint32_t *>header)[1] = 0
-        store64(<uint64_t *>self.pages.data, produced + step_of(length))
+        fm_store64(<uint64_t *>self.pages.data, produced + step_of(length))
         return header + HEADER - self.pages.data
 
     def finish(self, Py_ssize_t offset, Py_ssize_t length, bint discard):
@@ -151,8 +143,8 @@ cdef class UserRing:
         if not self.page + HEADER <= offset < self.page + self.size + HEADER or offset & 7:
             raise ValueError(f"nothing is reserved at {offset}")
         if self.generation == forks():
-            store32(<uint32_t *>(self.pages.data + offset - HEADER),
-                    <uint32_t>length | (DISCARD if discard else 0))
+            fm_store32(<uint32_t *>(self.pages.data + offset - HEADER),
+                       <uint32_t>length | (DISCARD if discard else 0))
 
     def write(self, Rows rows not None, Py_ssize_t start):
         """Submit rows from `start` on, as many as there is room for; return how many."""
@@ -183,20 +175,18 @@ cdef class UserRing:
                 (<uint32_t *>(to + i * step))[1] = 0
                 rows.put(start + i, to + i * step + HEADER)
         # The one store that shows them to programs.
-        store64(<uint64_t *>self.pages.data, produced + count * step)
+        fm_store64(<uint64_t *>self.pages.data, produced + count * step)
         return count
 
     def wait(self, Py_ssize_t length, double seconds):
         """Wait for room for a record, so many seconds (below 0: for ever); tell if there is."""
-        cdef uint64_t deadline = 0, now, produced
+        cdef uint64_t deadline = fm_deadline(seconds), produced
         cdef Py_ssize_t room
         cdef int ms
         cdef unsigned int nap = 50
         cdef pollfd file
         cdef bint there = False
         self._own()
-        if seconds >= 0:
-            deadline = fm_monotonic_ns() + <uint64_t>(seconds * 1e9)
         file.fd = self._fd.acquire()
         file.events = POLLOUT
         try:
@@ -206,12 +196,9 @@ cdef class UserRing:
                     there = room >= step_of(length)
                     if there:
                         break
-                    ms = TICK_MS
-                    if seconds >= 0:
-                        now = fm_monotonic_ns()
-                        if now >= deadline:
-                            break
-                        ms = <int>min(<uint64_t>TICK_MS, (deadline - now + 999999) // 1000000)
+                    ms = fm_nap_ms(deadline)
+                    if ms == 0:
+                        break
                     if room == 0:
                         poll(&file, 1, ms)
                     else:
