@@ -14,7 +14,7 @@ import pytest
 from raw import peek, put
 
 import fastmap
-from fastmap import MapFlag, NotSupported, Program, UpdateFlag
+from fastmap import MapFlag, NotSupported, Program, UpdateFlag, accel
 from fastmap.asm import FP, R0, R1, R2, R3, R6, Assembler, Helper
 from fastmap.enums import running_kernel
 
@@ -223,3 +223,18 @@ def test_reading_a_map_with_a_lock_by_a_reader(pairs: Callable[..., Any]) -> Non
     assert sum(len(batch) for batch in reader) == 300
     del reader
     gc.collect()
+
+
+@pytest.mark.needs("in-kernel")
+def test_programs_leave_locked_values_alone(make: Callable[..., Any],
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would copy without the lock: also where the map's BTF, which tells, may not be read."""
+    real = accel.special_fields
+    for tell in (real, lambda core: ""):
+        monkeypatch.setattr(accel, "special_fields", tell)
+        m = make("hash", key="u4", value=PAIR, max_entries=4)
+        for call in (lambda m: m.lookup_many([1], via="kernel"),
+                     lambda m: m.update_many([1], [(0, 1, 2)], via="kernel"),
+                     lambda m: m.reader(exact=False, via="kernel")):
+            with pytest.raises(NotSupported, match="bpf_spin_lock"):
+                call(m)
