@@ -25,6 +25,7 @@ USE = """
 import fastmap, sys
 from fastmap import asm, btf
 assert fastmap.__file__.startswith(sys.argv[1]), fastmap.__file__
+assert "asyncio" not in sys.modules  # importing it takes longer than all of fastmap
 with fastmap.create("hash", key="u4", value="u8", max_entries=4) as m:
     m[1] = 2
     assert dict(m.snapshot().items()) == {1: 2}

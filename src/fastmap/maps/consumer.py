@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import select
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from fastmap.maps.records import Array, Kinds, StreamBatch
+
+if TYPE_CHECKING:  # those who use it have it: importing it takes longer than all of fastmap
+    import asyncio
 
 #: So often a waiting reader looks for records whose producers wake nobody up, in seconds.
 TICK = 0.05
@@ -162,6 +164,8 @@ class Consumer:
 
     async def wait(self) -> None:
         """Wait until a record can be read, on asyncio's loop, without a thread."""
+        import asyncio
+
         core = self._mapped()
         loop = asyncio.get_running_loop()
         nap, hollow = 0.0005, False
@@ -189,6 +193,8 @@ class Consumer:
     async def aread(self, max: int | None = None, timeout: float | None = None, *,
                     out: Array | None = None) -> StreamBatch:
         """Return the records that are there, as `read` does, waiting on asyncio's loop."""
+        import asyncio
+
         core = self._mapped()
         most, seconds = _most(max), seconds_of(timeout)
         if out is not None:
@@ -213,6 +219,8 @@ class Consumer:
         out : ndarray, optional
             Where the records of each batch go, over those of the one before.
         """
+        import asyncio
+
         due = yielded = time.monotonic()
         while not self.closed:
             if interval is not None:
