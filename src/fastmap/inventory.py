@@ -81,7 +81,7 @@ class MapInfo:
 
         Notes
         -----
-        Linux 4.15. Each call walks all programs: for many maps, ``fastmap.loops()`` and their
+        Linux 4.15. Each call walks all programs: for many maps, ``fastmap.programs()`` and their
         `map_ids` are one walk.
         """
         return [program for program in programs() if self.id in program.map_ids]
