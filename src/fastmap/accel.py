@@ -304,6 +304,9 @@ class InKernel:
                        may_goto=running_kernel() >= _MAY_GOTO)
         if work in ("lookup", "take"):
             make = partial(make, rows=runner.large)
+        if work == "lookup" and self.kind is MapType.HASH and (
+                self.layout.value_size <= touching.LONGEST_TAKEN):
+            make = partial(make, take=True)
         name, sleepable = f"fastmap_{work}"[:15], self.kind not in _DETOUR
         inside = touching.inside() if runner.scratch is not None and work != "increment" else None
         if runner.scratch is not None and inside is not None:

@@ -166,8 +166,9 @@ class Loop:
                 self._round("loop", AT, COUNT, "stop")
             else:
                 toucher.start(a)
-                self.blocks(toucher, lambda: toucher.bucket(a, lambda register, scratch: (
-                    self.element(register, self.keys_at, toucher.key_size, scratch))))
+                self.blocks(lambda done: toucher.bucket(a, self._key, done),
+                            lambda done: toucher.first(a, done),
+                            lambda done: toucher.second(a, done))
             body()
             return self.end()
         self.head(R1)
@@ -189,6 +190,10 @@ class Loop:
         a.mov(R0, 1)
         a.exit()
         return a.assemble()
+
+    def _key(self, register: Reg, scratch: Reg) -> None:
+        assert self.toucher is not None
+        self.element(register, self.keys_at, self.toucher.key_size, scratch)
 
     def _round(self, name: str, index: int, end: int, done: str) -> None:
         """Begin a round of the loop `name` for element R6; go to `done` behind the last.
@@ -218,10 +223,10 @@ class Loop:
         a.exit()
         return a.assemble()
 
-    def blocks(self, toucher: Toucher, bucket: Callable[[], None]) -> None:
-        """Begin a loop of which each block begins with two rounds that touch what it needs.
+    def blocks(self, *rounds: Callable[[str], None]) -> None:
+        """Begin a loop of which each block begins with these rounds that touch what it needs.
 
-        `bucket` loads the head of the bucket that element R6 is in.
+        Each is about element R6, and goes to the label it is given.
         """
         a = self.a
         a.label("block")
@@ -237,16 +242,15 @@ class Loop:
         a.mov(R3, R2)
         a.label("whole")
         a.stx(4, R1, END, R3)
-        self._round("hash", AHEAD, END, "hashed")
-        bucket()
-        a.ja("hash")
-        a.label("hashed")
-        self.head(R1)
-        a.ldx(4, R6, R1, AT)
-        a.stx(4, R1, AHEAD, R6)
-        self._round("touch", AHEAD, END, "loop")
-        toucher.element(a)
-        a.ja("touch")
+        for number, each in enumerate(rounds):
+            if number:
+                self.head(R1)
+                a.ldx(4, R6, R1, AT)
+                a.stx(4, R1, AHEAD, R6)
+            name, done = f"touch {number}", f"touched {number}"
+            self._round(name, AHEAD, END, done)
+            each(name)
+            a.label(done)
         self._round("loop", AT, END, "block")
 
     def count_failure(self) -> None:
@@ -304,18 +308,27 @@ def _zero(a: Assembler, dst: Reg, size: int) -> None:
 
 def lookup(map: int | HasFileno, buffer: int | HasFileno, layout: Layout, *, may_goto: bool,
            delete: bool = False, rows: int | HasFileno | None = None,
-           toucher: Toucher | None = None) -> Code:
+           toucher: Toucher | None = None, take: bool = False) -> Code:
     """Make a program that looks up each key: rows go to the values, a byte each to the codes.
 
     Rows of missing keys become zeros; where values are large they go to `rows`, another array of
     a value each, and those of missing keys keep what was there. With `delete`, what is found is
-    deleted.
+    deleted. With `take`, what was touched and is the key's is copied without another search.
     """
     loop = Loop(buffer, layout.chunk, may_goto=may_goto, toucher=toucher,
                 keys_at=layout.keys_at)
     a = loop.a
 
+    def found() -> None:
+        loop.element(R7, layout.codes_at, 1, R8)
+        a.st(1, R7, 0, 1)
+        a.ja("next")
+
     def body() -> None:
+        if take and loop.toucher is not None:
+            _take(loop, loop.toucher, layout)
+            found()
+            a.label("search")
         loop.element(R2, layout.keys_at, layout.key_size, R3)
         a.ld_map(R1, map)
         a.call(Helper.MAP_LOOKUP_ELEM)
@@ -330,9 +343,7 @@ def lookup(map: int | HasFileno, buffer: int | HasFileno, layout: Layout, *, may
             a.ld_map(R1, map)
             a.call(Helper.MAP_DELETE_ELEM)
             a.jne(R0, 0, "missing")  # someone else was faster: it is theirs
-        loop.element(R7, layout.codes_at, 1, R8)
-        a.st(1, R7, 0, 1)
-        a.ja("next")
+        found()
         a.label("missing")
         loop.element(R7, layout.codes_at, 1, R8)
         a.st(1, R7, 0, 0)
@@ -341,6 +352,24 @@ def lookup(map: int | HasFileno, buffer: int | HasFileno, layout: Layout, *, may
             _zero(a, R7, layout.value_size)
 
     return loop.build(body)
+
+
+def _take(loop: Loop, toucher: Toucher, layout: Layout) -> None:
+    """Copy the value of key R6 from its touched element; go to "search" where that is another's.
+
+    As after a lookup by the kernel, the element may have been given to another key meanwhile.
+    """
+    a = loop.a
+    toucher.slot(a, R7, R6, R3)
+    toucher.candidate(a, R7, "search")
+    loop.element(R2, layout.keys_at, layout.key_size, R3)
+    key_at = toucher.what.key_at
+    for at, width in pieces(layout.key_size):
+        a.ldx(width, R3, R0, key_at + at)
+        a.ldx(width, R4, R2, at)
+        a.jne(R3, R4, "search")
+    loop.element(R7, layout.values_at, layout.row_size, R8)
+    copy(a, R7, R0, layout.value_size, R1, frm=key_at + -(-layout.key_size // 8) * 8)
 
 
 def _copy_by_helper(a: Assembler, rows: int | HasFileno, value: Reg, index: Reg) -> None:

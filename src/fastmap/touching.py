@@ -1,12 +1,14 @@
 """Programs that touch a hash's memory ahead of its use.
 
-A lookup of a random key waits for memory twice: for its bucket, then for its element. A processor
-that meets a few hundred instructions between one such load and the next waits for each alone. So a
-run goes over the next keys twice before it looks them up: once to hash them and load the heads of
-their buckets, once to load the elements these point to. Loads that nothing waits for overlap.
+A lookup of a random key waits for memory: for its bucket, then for each element of its list up to
+its own. A processor that meets a few hundred instructions between one such load and the next waits
+for each alone. So a run goes over the next keys three times before it looks them up: to hash them
+and load the heads of their buckets, to load the elements these point to, and to load the second
+ones where the first are not theirs. Loads that nothing waits for overlap.
 
-What is touched changes nothing but the time: the lookup itself is the kernel's own, and where the
-kernel hashes otherwise than is thought here, its programs are no faster, and right.
+What is touched changes nothing but the time: an element is only taken for a key that has its
+bytes, all else is looked up by the kernel; and where that hashes otherwise than is thought here,
+its programs are no faster, and right.
 """
 
 from __future__ import annotations
@@ -19,21 +21,25 @@ from functools import cache
 from pathlib import Path
 
 from fastmap._core.run import find_types
-from fastmap.asm import R0, R1, R2, R3, R4, R5, R6, R7, Assembler, HasFileno, Reg
+from fastmap.asm import R0, R1, R2, R3, R4, R5, R6, R7, R8, Assembler, HasFileno, Reg
 from fastmap.btf_build import Kind
 
 #: Keys that are touched before they are looked up: their lines fit the first cache.
 BLOCK = 64
-#: Bytes of the scratch map: what of the hash is used, then a pointer for each key of a block.
-SCRATCH = 64 + 8 * BLOCK
+#: Bytes of the scratch map: what of the hash is used, then a slot for each key of a block: the
+#: pointer to an element that may be the key's, and the key's hash.
+SCRATCH = 64 + 16 * BLOCK
 #: Longer keys are not hashed once more.
 LONGEST_KEY = 64
 #: Smaller maps stay in the cache by themselves.
 FEWEST_ENTRIES = 2048
+#: Larger values are copied no faster from where they were touched: such loads are checked.
+LONGEST_TAKEN = 256
 
 _BUCKETS, _MASK, _SEED = 0, 8, 16
 #: Where in the scratch map a walk keeps the element that is next.
 NEXT = 24
+_SLOTS, _ELEMENT, _HASH = 64, 0, 8
 _CACHE_LINE = 64
 # Lines of a value that are touched.
 _MOST_LINES = 5
@@ -116,10 +122,11 @@ class Toucher:
         a.stx(8, R5, _SEED, R4)
 
     def slot(self, a: Assembler, register: Reg, index: Reg, scratch: Reg) -> None:
+        """Let `register` point to the slot of key `index`."""
         a.mov(scratch, index)
         a.and_(scratch, BLOCK - 1)
-        a.lsh(scratch, 3)
-        a.ld_map_value(register, self.scratch, 64)
+        a.lsh(scratch, 4)
+        a.ld_map_value(register, self.scratch, _SLOTS)
         a.add(register, scratch)
 
     def count(self, a: Assembler, register: Reg) -> None:
@@ -128,47 +135,92 @@ class Toucher:
         a.ldx(8, register, register, _MASK)
         a.add(register, 1)
 
-    def head(self, a: Assembler) -> None:
-        """Load the head of bucket R6."""
+    def head(self, a: Assembler, done: str) -> None:
+        """Load the head of bucket R6, and go to `done`."""
+        self.slot(a, R8, R6, R3)
         a.ld_map_value(R2, self.scratch)
         a.ldx(8, R1, R2, _BUCKETS)
         a.mov(R3, R6)
         a.mul(R3, self.what.bucket_size)
         a.add(R1, R3)
         self._load(a)
+        a.ja(done)
 
-    def bucket(self, a: Assembler, key: Callable[[Reg, Reg], None]) -> None:
+    def bucket(self, a: Assembler, key: Callable[[Reg, Reg], None], done: str) -> None:
         """Hash key R6, to which ``key(register, scratch)`` points, and load its bucket's head."""
         key(R2, R1)
         a.ld_map_value(R7, self.scratch)
         self._hash(a)
+        self.slot(a, R8, R6, R3)
+        a.stx(8, R8, _HASH, R5)
         a.ldx(8, R1, R7, _MASK)
         a.and_(R5, R1)
         a.mul(R5, self.what.bucket_size)
         a.ldx(8, R1, R7, _BUCKETS)
         a.add(R1, R5)
         self._load(a)
+        a.ja(done)
 
     def _load(self, a: Assembler) -> None:
-        """Load the head of the bucket at R1 into the slot of R6."""
+        """Load the head of the bucket at R1 into the slot at R8."""
         a.mov(R2, self.what.bucket)
         a.call_kfunc(self.what.cast)
         a.ldx(8, R1, R0, 0)
-        self.slot(a, R2, R6, R3)
-        a.stx(8, R2, 0, R1)
+        a.stx(8, R8, _ELEMENT, R1)
 
-    def element(self, a: Assembler) -> None:
-        """Load from the first element of key R6's bucket; an odd pointer is the list's end."""
-        self.slot(a, R2, R6, R3)
-        a.ldx(8, R1, R2, 0)
-        a.jset(R1, 1, "touch")
+    def first(self, a: Assembler, done: str) -> None:
+        """Load from the first element of key R6's bucket, and go to `done`."""
+        self.slot(a, R8, R6, R3)
+        a.ldx(8, R1, R8, _ELEMENT)
+        self._touch(a, done)
+
+    def second(self, a: Assembler, done: str) -> None:
+        """Load from the second element where the first is not key R6's, and go to `done`.
+
+        The slot points to it then. (One round before, this would have waited for the memory.)
+        """
+        self.slot(a, R8, R6, R3)
+        self.candidate(a, R8, done)
+        a.ldx(4, R1, R0, self.what.hash_at)
+        a.ldx(8, R2, R8, _HASH)
+        a.jeq(R1, R2, done)
+        self._next(a, R8, _ELEMENT)
+        self._touch(a, done)
+
+    def follow(self, a: Assembler, done: str) -> None:
+        """Load from the second element of bucket R6, and go to `done`."""
+        self.slot(a, R8, R6, R3)
+        self.candidate(a, R8, done)
+        self._next(a, R8, _HASH)
+        self._touch(a, done)
+
+    def candidate(self, a: Assembler, slot: Reg, end: str) -> None:
+        """Let R0 point to the element that a slot names; go to `end` where it names none."""
+        a.ldx(8, R1, slot, _ELEMENT)
+        self._cast(a, end)
+
+    def _cast(self, a: Assembler, end: str) -> None:
+        """Let R0 point to the element that R1 names; an odd number is a list's end."""
+        a.jset(R1, 1, end)
         a.mov(R2, self.what.elem)
         a.call_kfunc(self.what.cast)
+
+    def _next(self, a: Assembler, to: Reg, at: int) -> None:
+        """Let R1, and what is at `to` + `at`, name the element after R0."""
+        a.ldx(8, R1, R0, 0)
+        a.stx(8, to, at, R1)
+        a.ldx(8, R1, to, at)  # a number again: the verifier takes the first for a pointer
+
+    def _touch(self, a: Assembler, done: str) -> None:
+        """Load what is needed of the element that R1 names, and go to `done`."""
+        self._cast(a, done)
+        a.ldx(8, R1, R0, 0)
         a.ldx(4, R1, R0, self.what.hash_at)
         first = self.what.key_at
         last = first + -(-self.key_size // 8) * 8 + self.value_size - 1
         for at in range(last, first, -_CACHE_LINE)[:_MOST_LINES]:
             a.ldx(1, R1, R0, at)
+        a.ja(done)
 
     def _hash(self, a: Assembler) -> None:
         """Leave the kernel's jhash of the key at R2 in R5; R7 points to the scratch map."""

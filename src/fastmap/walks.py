@@ -151,7 +151,8 @@ def walk_buckets(toucher: Toucher, output: Output) -> Code:
     a.ldx(4, R3, R4, COUNT)
     a.jle(R3, R2, "block")
     a.stx(4, R4, COUNT, R2)
-    loop.blocks(toucher, lambda: toucher.head(a))
+    loop.blocks(lambda done: toucher.head(a, done), lambda done: toucher.first(a, done),
+                lambda done: toucher.follow(a, done))
     # R6 is a bucket: the elements of its list, of which an odd pointer is the end.
     toucher.slot(a, R2, loop.index, R3)
     a.ldx(8, R1, R2, 0)
