@@ -88,6 +88,8 @@ def test_the_kernel_takes_these_as_inner(make: Make, kind: str) -> None:
     with m[1] as read:
         assert type(read) is type(one) and read.id == one.id
         assert read.key_dtype == one.key_dtype and read.value_dtype == one.value_dtype
+    for via in ("kernel", "syscall"):
+        assert m.lookup_many([0, 1], via=via)[0].tolist() == [0, one.id]
 
 
 # ---- elements ----------------------------------------------------------------------------------
@@ -309,6 +311,27 @@ def test_many_at_once(make: Make, kind: str) -> None:
         m.delete_many([9, 0], errors="raise")
     m.clear()
     assert len(m) == 0 and not m and list(m.items()) == []
+
+
+@pytest.mark.needs("in-kernel")
+@pytest.mark.parametrize("kind", OUTER)
+def test_ids_by_a_program(make: Make, kind: str) -> None:
+    m = outer(make, kind, max_entries=64)
+    maps = [make(**HASH) for _ in range(20)]
+    m.update_many(np.arange(0, 60, 3), maps)
+    asked = np.random.default_rng(3).integers(0, 70, 20_000)
+    assert m.prepare() == ("lookup",)
+    ids, found = m.lookup_many(asked, via="kernel")
+    there = (asked % 3 == 0) & (asked < 60)
+    assert np.array_equal(found, there) and not ids[~there].any()
+    assert np.array_equal(ids[there], np.array([each.id for each in maps])[asked[there] // 3])
+    for via in ("auto", "syscall"):
+        again, once_more = m.lookup_many(asked, via=via)
+        assert np.array_equal(again, ids) and np.array_equal(once_more, found)
+    m[0] = maps[7]
+    assert m.lookup_many([0, 3], via="kernel")[0].tolist() == [maps[7].id, maps[1].id]
+    with pytest.raises(NotSupported, match="no program can delete"):
+        m.delete_many([0], via="kernel")
 
 
 def test_failures_of_many(make: Make) -> None:

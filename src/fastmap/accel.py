@@ -67,13 +67,14 @@ _HASHES = frozenset({MapType.HASH, MapType.LRU_HASH})
 _PERCPU = frozenset({MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH, MapType.PERCPU_ARRAY})
 _LRU = frozenset({MapType.LRU_HASH, MapType.LRU_PERCPU_HASH})
 _ALL_HASHES = _HASHES | {MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH}
+_OF_MAPS = frozenset({MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS})
 _QUEUES = frozenset({MapType.QUEUE, MapType.STACK})
 #: Types that sleepable programs may not use (LPM_TRIE before 7.2, queues before 6.2).
 _DETOUR = _QUEUES | {MapType.LPM_TRIE}
 
 #: Which map types have a program for what.
 _HAVE: dict[str, frozenset[MapType]] = {
-    "lookup": _ALL_HASHES | {MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.LPM_TRIE},
+    "lookup": _ALL_HASHES | _OF_MAPS | {MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.LPM_TRIE},
     "update": _HASHES | {MapType.ARRAY},
     "delete": _ALL_HASHES,
     "take": _HASHES,
@@ -227,6 +228,8 @@ class InKernel:
             return "the map's flags restrict what programs may do with it"
         if flags & ~(UpdateFlag.NOEXIST | UpdateFlag.EXIST):
             return f"flags={flags}: a program updates with ANY, NOEXIST or EXIST"
+        if self.kind in _OF_MAPS and touching.map_id_at() is None:
+            return "the kernel's BTF does not tell where a map has its id"
         if work == "increment" and not self._fields:
             return ("increments are for values that consist of aligned integers of 4 and 8 bytes")
         if there := marked_fields(core._value.dtype):
@@ -307,6 +310,8 @@ class InKernel:
         if work == "lookup" and self.kind is MapType.HASH and (
                 self.layout.value_size <= touching.LONGEST_TAKEN):
             make = partial(make, take=True)
+        if self.kind in _OF_MAPS:
+            make = partial(make, id_at=touching.map_id_at())
         name, sleepable = f"fastmap_{work}"[:15], self.kind not in _DETOUR
         inside = touching.inside() if runner.scratch is not None and work != "increment" else None
         if runner.scratch is not None and inside is not None:

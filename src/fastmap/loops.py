@@ -308,12 +308,14 @@ def _zero(a: Assembler, dst: Reg, size: int) -> None:
 
 def lookup(map: int | HasFileno, buffer: int | HasFileno, layout: Layout, *, may_goto: bool,
            delete: bool = False, rows: int | HasFileno | None = None,
-           toucher: Toucher | None = None, take: bool = False) -> Code:
+           toucher: Toucher | None = None, take: bool = False,
+           id_at: int | None = None) -> Code:
     """Make a program that looks up each key: rows go to the values, a byte each to the codes.
 
     Rows of missing keys become zeros; where values are large they go to `rows`, another array of
     a value each, and those of missing keys keep what was there. With `delete`, what is found is
     deleted. With `take`, what was touched and is the key's is copied without another search.
+    Where values are maps, `id_at` is where a map has its id.
     """
     loop = Loop(buffer, layout.chunk, may_goto=may_goto, toucher=toucher,
                 keys_at=layout.keys_at)
@@ -335,7 +337,7 @@ def lookup(map: int | HasFileno, buffer: int | HasFileno, layout: Layout, *, may
         a.jeq(R0, 0, "missing")
         if rows is None:
             loop.element(R7, layout.values_at, layout.row_size, R8)
-            copy(a, R7, R0, layout.value_size, R1)
+            copy(a, R7, R0, layout.value_size, R1, frm=id_at or 0)
         else:
             _copy_by_helper(a, rows, R0, R6)
         if delete:

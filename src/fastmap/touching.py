@@ -45,6 +45,9 @@ _CACHE_LINE = 64
 _MOST_LINES = 5
 
 
+_KERNEL = Path("/sys/kernel/btf/vmlinux")
+
+
 @dataclass(frozen=True)
 class Inside:
     """Where the running kernel keeps what of a hash: from its BTF."""
@@ -66,7 +69,7 @@ def inside() -> Inside | None:
     if sys.byteorder != "little":
         return None
     try:
-        blob = Path("/sys/kernel/btf/vmlinux").read_bytes()
+        blob = _KERNEL.read_bytes()
         found = find_types(blob, ((b"bpf_rdonly_cast", Kind.FUNC), (b"bucket", Kind.STRUCT),
                                   (b"htab_elem", Kind.STRUCT), (b"bpf_htab", Kind.STRUCT)))
         (cast, _), (bucket, bucket_at), (elem, elem_at), (_, htab_at) = found
@@ -74,6 +77,17 @@ def inside() -> Inside | None:
         return Inside(cast, bucket, struct.unpack_from("=I", blob, bucket_at + 8)[0], elem,
                       in_elem[b"hash"], in_elem[b"key"], in_htab[b"buckets"],
                       in_htab[b"n_buckets"], in_htab[b"hashrnd"])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+@cache
+def map_id_at() -> int | None:
+    """Return where the kernel keeps a map's id in its struct, or None where its BTF tells not."""
+    try:
+        blob = _KERNEL.read_bytes()
+        ((_, at),) = find_types(blob, ((b"bpf_map", Kind.STRUCT),))
+        return _offsets(blob, at)[b"id"]
     except (OSError, KeyError, ValueError):
         return None
 
