@@ -141,3 +141,20 @@ def test_where_no_program_can_count_a_walk_does(make: Make, kind: str) -> None:
     assert len(m) == 0
     m["10.0.0.0/8" if kind == "lpm_trie" else 1] = 1
     assert len(m) == 1
+
+
+def test_a_hash_of_maps(make: Make) -> None:
+    m = make("hash_of_maps", key="u4", max_entries=64,
+             inner={"type": "hash", "key": "u4", "value": "u8", "max_entries": 2})
+    one, other = (make("hash", key="u4", value="u8", max_entries=2) for _ in range(2))
+    with fastmap.open(id=m.id, via="kernel") as counted:
+        assert len(counted) == 0
+        m.update_many(np.arange(40), one)
+        assert len(counted) == 40 and by_program(counted) == HAS
+        m.update_many(np.arange(20, 50), other)  # some are replaced
+        m[3] = other
+        del m[4]
+        assert m.delete_many(np.arange(30, 60)) == 20
+        assert len(counted) == 29 == len(list(m))
+        m.clear()
+        assert len(counted) == 0

@@ -68,6 +68,8 @@ _PERCPU = frozenset({MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH, MapType.PERCP
 _LRU = frozenset({MapType.LRU_HASH, MapType.LRU_PERCPU_HASH})
 _ALL_HASHES = _HASHES | {MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH}
 _OF_MAPS = frozenset({MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS})
+#: Which the kernel counts the entries of.
+_COUNTED = _ALL_HASHES | {MapType.HASH_OF_MAPS}
 _QUEUES = frozenset({MapType.QUEUE, MapType.STACK})
 #: Types that sleepable programs may not use (LPM_TRIE before 7.2, queues before 6.2).
 _DETOUR = _QUEUES | {MapType.LPM_TRIE}
@@ -129,7 +131,7 @@ class InKernel:
         self._touches = (self.kind in _HASHES and key_size <= touching.LONGEST_KEY
                          and entries >= touching.FEWEST_ENTRIES
                          and running_kernel() >= _MAY_GOTO)
-        self._counter = counting.Counter() if self.kind in _ALL_HASHES else None
+        self._counter = counting.Counter() if self.kind in _COUNTED else None
         self._idle: list[Runner] = []
         self._closed = False
         # Whether the handle may read: that never changes.
