@@ -3,7 +3,8 @@
 A record lies behind a header of 8 bytes: its length with two flags in the upper bits, then a number
 of the kernel's. Records are padded to 8 bytes, and the data is mapped twice in a row, so that none
 wraps. Positions only grow; the kernel never writes what lies between the consumer's position and
-the producer's.
+the producer's. But in overwrite mode it does: then a third position tells up to where it did, and
+what is read is copied first, and looked at where it was not overwritten meanwhile.
 """
 
 from fastmap import errors
@@ -71,6 +72,10 @@ cdef enum:
     HEADER = 8
     # A copy gives space back after so many bytes: the producer waits less, the cache holds them.
     GIVE_BACK = 1 << 18
+    # Where in the page of the producer's position that of the overwritten stands.
+    OVERWRITTEN = 16
+    # So much is copied at once at least, in overwrite mode.
+    LEAST_COPY = 1 << 16
 
 cdef uint32_t BUSY = 1u << 31
 cdef uint32_t DISCARD = 1u << 30
@@ -90,26 +95,38 @@ cdef inline uint64_t step_of(uint32_t header) noexcept nogil:
 cdef class Ring:
     """A mapped RINGBUF. Belongs to one thread at a time, and to the process that made it.
 
+    In overwrite mode a lease finds records in ``copied``, a new block each time, not in ``pages``.
+
     After `lease` or `read` the attributes tell what was found: `count` records, all of `length`
     bytes and one behind the other from offset `first` of `pages` on; or, where `length` is -1, at
     `offsets` (int64) and of `lengths` (uint32).
     """
 
-    def __cinit__(self, Fd fd not None, Py_ssize_t size):
+    def __cinit__(self, Fd fd not None, Py_ssize_t size, bint overwriting=False):
         self._fd = fd
+        self.overwriting = overwriting
         self.page = sysconf(_SC_PAGESIZE)
         self.size = size
         self.generation = forks()
         self.consumer = Mapping(self.page, fd, 0, True)
         self.pages = Mapping(self.page + 2 * size, fd, self.page, False)
+        self.copied = Block(0)
         self.offsets = Block(0)
         self.lengths = Block(0)
+        self.data = self.pages.data + self.page
+        self.lead = self.page
 
     cdef uint64_t *_consumed(self) noexcept nogil:
         return <uint64_t *>self.consumer.data
 
     cdef uint64_t _produced(self) noexcept nogil:
         return fm_load64(<uint64_t *>self.pages.data)
+
+    cdef uint64_t _overwritten(self) noexcept nogil:
+        return fm_load64(<uint64_t *>(self.pages.data + OVERWRITTEN)) if self.overwriting else 0
+
+    cdef const char *_at(self, uint64_t position) noexcept nogil:
+        return self.data + ((position - self.origin) & (self.size - 1))
 
     @property
     def consumed(self):
@@ -120,6 +137,11 @@ cdef class Ring:
     def produced(self):
         """Bytes that were ever reserved."""
         return self._produced()
+
+    @property
+    def overwritten(self):
+        """Up to where records were overwritten, in bytes; 0 without overwrite mode."""
+        return self._overwritten()
 
     @property
     def step(self):
@@ -144,8 +166,13 @@ cdef class Ring:
 
     cdef int _bounds(self, uint64_t *position, uint64_t *produced) except -1 nogil:
         """Read both positions; refuse what a kernel would not have left there."""
-        position[0] = fm_load64(self._consumed())
-        produced[0] = self._produced()
+        cdef uint64_t over = self._overwritten()
+        while True:
+            position[0] = max(fm_load64(self._consumed()), over)
+            produced[0] = self._produced()
+            if not self.overwriting or self._overwritten() == over:
+                break
+            over = self._overwritten()
         if position[0] & 7 or produced[0] - position[0] > <uint64_t>self.size:
             with gil:
                 raise self._forged(f"the consumer's position is {position[0]}, the producer's "
@@ -164,6 +191,9 @@ cdef class Ring:
         self._bounds(&position, &produced)
         while position < produced:
             header = fm_load32(<const uint32_t *>(data + (position & (self.size - 1))))
+            if self._overwritten() > position:
+                self._bounds(&position, &produced)
+                continue
             if header & BUSY:
                 return WAITING
             if not header & DISCARD:
@@ -231,15 +261,16 @@ cdef class Ring:
 
     # ---- leases --------------------------------------------------------------------------------
 
-    def lease(self, Py_ssize_t most):
+    def lease(self, Py_ssize_t most, Py_ssize_t only=-1):
         """Find up to `most` records, which stay where they are until `give_back`.
 
-        Returns whether there are any; without any, nothing is leased.
+        With `only`, those of so many bytes, up to the first of another length. Returns whether
+        there are any; without any, nothing is leased.
         """
         self._enter()
         try:
             with nogil:
-                self._walk(most)
+                self._walk(most, only)
         except BaseException:
             self.busy = False
             raise
@@ -256,7 +287,27 @@ cdef class Ring:
         fm_store64(self._consumed(), self.end)
         self.busy = False
 
-    cdef int _walk(self, Py_ssize_t most) except -1 nogil:
+    cdef int _copy(self, uint64_t *position, uint64_t *produced, Py_ssize_t most) except -1 nogil:
+        """Copy what waits, or as much as `most` records may be, and go past what is overwritten."""
+        cdef uint64_t over, size = produced[0] - position[0]
+        cdef const char *at = self.pages.data + self.page + (position[0] & (self.size - 1))
+        if size and most < self.size:
+            size = min(size, max(<uint64_t>LEAST_COPY,
+                                 most * step_of(fm_load32(<const uint32_t *>at))))
+        with gil:
+            # A header more: the last record's row, seen with its step, ends there.
+            self.copied = Block(<Py_ssize_t>size + HEADER)
+        memcpy(self.copied.data, at, size)
+        fm_acquire()  # what was copied was so before this position was read
+        over = self._overwritten()
+        self.data = self.copied.data
+        self.origin = position[0]
+        self.lead = 0
+        produced[0] = position[0] + size
+        position[0] = min(max(position[0], over), produced[0])
+        return 0
+
+    cdef int _walk(self, Py_ssize_t most, Py_ssize_t only) except -1 nogil:
         """Find the records of a span; the usual case first: all of one length.
 
         That the next record is as long as this one is guessed and then checked, so that no load
@@ -266,28 +317,29 @@ cdef class Ring:
         cdef uint32_t header
         cdef Py_ssize_t n = 0, limit
         cdef const char *at
-        cdef const char *data = self.pages.data + self.page
         self.count = 0
         self._head(True)
         self._bounds(&position, &produced)
+        if self.overwriting:
+            self._copy(&position, &produced, most)
         self.begin = self.end = position
         if position == produced or most <= 0:
             return 0
-        at = data + (position & (self.size - 1))
+        at = self._at(position)
         header = fm_load32(<const uint32_t *>at)
-        if header & BUSY:
+        if header & BUSY or (only >= 0 and header != <uint32_t>only):
             return 0
         step = step_of(header)
         if not header & DISCARD:
             limit = <Py_ssize_t>min(<uint64_t>most, (produced - position) // step)
-            self.first = self.page + (at - data) + HEADER
+            self.first = self.lead + (at - self.data) + HEADER
             while n < limit and fm_load32(<const uint32_t *>at) == header:
                 at += step
                 n += 1
         self.count = n
         self.length = header & LENGTH
         self.end = position + n * step
-        if n == most or self.end == produced or (
+        if only >= 0 or n == most or self.end == produced or (
                 fm_load32(<const uint32_t *>at) & BUSY and not header & DISCARD):
             return 0
         return self._list(self.end, produced, most)
@@ -297,7 +349,6 @@ cdef class Ring:
         cdef Py_ssize_t n = self.count, i, room
         cdef uint64_t step = step_of(<uint32_t>self.length)
         cdef uint32_t header, length = <uint32_t>self.length
-        cdef const char *data = self.pages.data + self.page
         cdef int64_t *offsets
         cdef uint32_t *lengths
         cdef bint listed = False
@@ -305,10 +356,12 @@ cdef class Ring:
         offsets = NULL
         lengths = NULL
         while n < most and position < produced:
-            header = fm_load32(<const uint32_t *>(data + (position & (self.size - 1))))
+            header = fm_load32(<const uint32_t *>self._at(position))
             if header & BUSY:
                 break
             if step_of(header) > produced - position:
+                if self.overwriting:  # no more of it was copied
+                    break
                 with gil:
                     raise self._forged(f"a record of {header & LENGTH} bytes at {position}")
             if header & DISCARD:
@@ -326,7 +379,7 @@ cdef class Ring:
                     offsets[i] = self.first + i * <int64_t>step
                     lengths[i] = length
                 listed = True
-            offsets[n] = self.page + <int64_t>(position & (self.size - 1)) + HEADER
+            offsets[n] = self.lead + (self._at(position) - self.data) + HEADER
             lengths[n] = header & LENGTH
             n += 1
             position += step_of(header)

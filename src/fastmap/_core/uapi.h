@@ -318,6 +318,12 @@ static inline void fm_store32(uint32_t *p, uint32_t value)
     __atomic_store_n(p, value, __ATOMIC_RELEASE);
 }
 
+/* What was loaded before stays before what is loaded after. */
+static inline void fm_acquire(void)
+{
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+}
+
 static inline void fm_store64(uint64_t *p, uint64_t value)
 {
     __atomic_store_n(p, value, __ATOMIC_RELEASE);

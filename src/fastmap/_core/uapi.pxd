@@ -170,6 +170,7 @@ cdef extern from "uapi.h" nogil:
                   void *values, uint32_t *count, uint64_t elem_flags)
     uint64_t fm_monotonic_ns()
     uint32_t fm_load32(const uint32_t *p)
+    void fm_acquire()
     uint64_t fm_load64(const uint64_t *p)
     void fm_store32(uint32_t *p, uint32_t value)
     void fm_store64(uint64_t *p, uint64_t value)

@@ -12,11 +12,12 @@ import numpy as np
 
 from fastmap._core.codec import codec_of
 from fastmap._core.ring import Ring as RingCore
+from fastmap._core.ring import gather
 from fastmap._core.rows import Rows, rows_of
 from fastmap._core.syscall import Fd
 from fastmap._core.user_ring import UserRing as UserCore
 from fastmap.dtypes import parse, slots
-from fastmap.enums import MapType
+from fastmap.enums import MapFlag, MapType
 from fastmap.errors import RingFull
 from fastmap.maps.base import Array, Map
 from fastmap.maps.consumer import Consumer, seconds_of
@@ -89,6 +90,11 @@ class RingBuffer(Ring, Consumer):
     Nothing is mapped or consumed before the first read. A ring has one reader: it belongs to one
     thread at a time, and to the process that opened it.
 
+    With ``flags=MapFlag.RB_OVERWRITE`` (Linux 6.19) programs overwrite the oldest records where
+    there is no room, and find none only where one that is not submitted is in the way. What is
+    read, a lease too, is a copy then, made before it is looked at; `overwritten` tells how far the
+    programs have come.
+
     Attributes
     ----------
     size : int
@@ -113,7 +119,7 @@ class RingBuffer(Ring, Consumer):
         core = self._core
         if core is None:
             self.fileno()
-            core = RingCore(self._fd, self.max_entries)
+            core = RingCore(self._fd, self.max_entries, bool(self.flags & MapFlag.RB_OVERWRITE))
             self._bytes = slots(core.pages, np.dtype("u1"), 1, len(core.pages))
             self._core = core
         return core
@@ -126,6 +132,21 @@ class RingBuffer(Ring, Consumer):
         super().close()
         self._core = None
         self._bytes = np.empty(0, np.uint8)
+
+    @property
+    def overwritten(self) -> int:
+        """Bytes that programs ever gave up for newer records; 0 without RB_OVERWRITE.
+
+        Those from `consumed` on were never read.
+        """
+        return self._mapped().overwritten
+
+    @property
+    def available(self) -> int:
+        """Bytes that wait: records with their headers, also those not submitted yet."""
+        core = self._mapped()
+        gone = max(core.consumed, core.overwritten)  # first: what comes in between makes it more
+        return min(max(core.produced - gone, 0), self.size)
 
     def count_drops(self, counter: Map, index: int = 0) -> None:
         """Name the counter that programs bump when the ring is full: see `dropped`.
@@ -150,6 +171,8 @@ class RingBuffer(Ring, Consumer):
     # ---- reading -------------------------------------------------------------------------------
 
     def _taken(self, core: RingCore, most: int, out: Array | None) -> StreamBatch:
+        if core.overwriting:
+            return self._newest(core, most, out)
         length, waiting = core.peek()
         if length < 0:
             return StreamBatch.empty(self._kinds)
@@ -157,7 +180,7 @@ class RingBuffer(Ring, Consumer):
         if out is None:
             rows = np.empty((bound, length), np.uint8)
         elif length != out.dtype.itemsize:
-            raise ValueError(f"the next record has {length} bytes, out has {out.dtype.itemsize}")
+            raise _other_size(length, out)
         else:
             rows = out[:bound].view(np.uint8).reshape(bound, length)
         n = core.take(rows, length)
@@ -169,15 +192,41 @@ class RingBuffer(Ring, Consumer):
                 core.give_back()
         return batch
 
+    def _newest(self, core: RingCore, most: int, out: Array | None) -> StreamBatch:
+        """Take what programs have not overwritten: a lease has copied it already."""
+        length = -1
+        if out is not None:
+            length, _ = core.peek()
+            if length not in (-1, out.dtype.itemsize):
+                raise _other_size(length, out)
+        if not core.lease(most, length):
+            return StreamBatch.empty(self._kinds)
+        try:
+            batch = self._leased(core)
+        finally:
+            core.give_back()
+        if out is None:
+            return batch
+        rows = out[:len(batch)].view(np.uint8)
+        gather(batch._data, batch.offsets, length, rows)
+        return StreamBatch(self._kinds, rows, len(batch), length=length, step=length)
+
     def _leased(self, core: RingCore) -> StreamBatch:
+        data = self._bytes
+        if core.overwriting:  # this lease's own
+            data = slots(core.copied, np.dtype("u1"), 1, len(core.copied))
         if core.length >= 0:
-            return StreamBatch(self._kinds, self._bytes, core.count, first=core.first,
+            return StreamBatch(self._kinds, data, core.count, first=core.first,
                                length=core.length, step=core.step)
         # Copies: the next lease writes its own there.
         offsets = slots(core.offsets, np.dtype("i8"), 8, core.count).copy()
         lengths = slots(core.lengths, np.dtype("u4"), 4, core.count).copy()
-        return StreamBatch(self._kinds, self._bytes, core.count, length=-1, offsets=offsets,
+        return StreamBatch(self._kinds, data, core.count, length=-1, offsets=offsets,
                            lengths=lengths)
+
+
+def _other_size(length: int, out: Array) -> ValueError:
+    return ValueError(f"the next record has {length} bytes, out has {out.dtype.itemsize}")
 
 
 def _joined(one: StreamBatch, other: StreamBatch) -> StreamBatch:
