@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
@@ -311,6 +311,7 @@ kernel_few_4 = _few(4)
 kernel_few_8 = _few(8)
 kernel_few_16 = _few(16)
 
+
 @contextmanager
 def kernel_len(c: CSide, size: Size) -> Iterator[Case]:
     """`len` of a full map by the kernel's counter, against the walk that counts elsewhere."""
@@ -325,6 +326,73 @@ def kernel_len(c: CSide, size: Size) -> Iterator[Case]:
 
         yield Case("`len`, 100k entries", "the counting walk", faster(50), n,
                    lambda number: len(m), lambda number: walk(m), check, rounds=15)
+
+
+
+@contextmanager
+def kernel_percpu_lookup(c: CSide, size: Size) -> Iterator[Case]:
+    """The values of all CPUs of all keys, in random order."""
+    n, cpus = size.entries, len(fastmap.possible_cpus())
+    keys = scattered(n)
+    values = keys[:, None] + np.arange(cpus, dtype="u8")
+    asked = np.random.default_rng(5).permutation(keys)
+    with fastmap.create("percpu_hash", key="u8", value="u8", max_entries=size.room) as m:
+        m.update_many(keys, values)
+        m.prepare()
+
+        def check() -> None:
+            got, found = m.lookup_many(asked)
+            assert found.all() and np.array_equal(got, asked[:, None] + np.arange(cpus))
+
+        loop = c.lookup_loop(m.fileno(), asked, touched(n, f"V{8 * cpus}"))
+        yield Case("`lookup_many`, 100k keys of a per-CPU hash", LOOP, faster(7), n,
+                   lambda number: int(np.count_nonzero(m.lookup_many(asked)[1])),
+                   lambda number: loop(), check, rounds=20)
+
+
+@contextmanager
+def kernel_percpu_sum(c: CSide, size: Size) -> Iterator[Case]:
+    """A per-CPU map, summed over the CPUs, that need not be exact."""
+    n, cpus = size.entries, len(fastmap.possible_cpus())
+    keys = scattered(n)
+    with fastmap.create("percpu_hash", key="u8", value="u8", max_entries=size.room) as m:
+        m.update_many(keys, keys[:, None] + np.arange(cpus, dtype="u8"))
+        reader = m.reader(reduce="sum", exact=False, via="kernel")
+        out_keys, sums = touched(n + SLACK, "u8"), touched(n + SLACK, "u8")
+
+        def check() -> None:
+            got, summed = reader.read()
+            assert np.array_equal(np.sort(got), np.sort(keys))
+            assert np.array_equal(summed, got * np.uint64(cpus) + cpus * (cpus - 1) // 2)
+
+        theirs = best_chunk(
+            lambda chunk: c.percpu_sum(m.fileno(), out_keys, sums, cpus, chunk), n)
+        yield Case('`reader(reduce="sum", exact=False).read()`', "C, batch and sum, best chunk",
+                   faster(1.5), n, lambda number: len(reader.read()), theirs, check, rounds=15)
+
+
+@contextmanager
+def kernel_ids(c: CSide, size: Size) -> Iterator[Case]:
+    """The ids of the maps in a map of maps."""
+    n, many = size.entries, 256
+    sides = {"type": "hash", "key": "u4", "value": "u8", "max_entries": 1}
+    with ExitStack() as stack:
+        m = stack.enter_context(fastmap.create("hash_of_maps", key="u4", inner=sides,
+                                               max_entries=many))
+        maps = [stack.enter_context(fastmap.create(**sides)) for _ in range(many)]
+        m.update_many(np.arange(many), maps)
+        asked = np.random.default_rng(8).integers(0, many, n).astype("u4")
+        ids = np.array([each.id for each in maps], "u4")
+        m.prepare()
+
+        def check() -> None:
+            got, found = m.lookup_many(asked)
+            assert found.all() and np.array_equal(got, ids[asked])
+
+        loop = c.lookup_loop(m.fileno(), asked, touched(n, "u4"))
+        yield Case("`lookup_many`, 100k ids of a hash of maps", LOOP, faster(7), n,
+                   lambda number: int(np.count_nonzero(m.lookup_many(asked)[1])),
+                   lambda number: loop(), check, rounds=10)
 
 
 KERNEL_ROWS: dict[str, Row] = {

@@ -23,7 +23,7 @@ FLOORS = (
     ("_core.uapi _core.syscall _core.memory _core.convert _core.codec _core.rows _core.columns"
      " _core.map _core.batch _core.prefix _core.trie _core.queue _core.program _core.run"
      " _core.walk _core.mount _core.ring _core.user_ring _core.perf _core.join dtypes btf_special"
-     " btf_build btf_read btf elf asm touching loops walks"
+     " btf_build btf_read btf elf asm touching percpu loops walks"
      " counting",),
     ("features accel", "arrow", "mounts inventory"),
     ("maps.rules maps.base maps.reader maps.variables maps.tables maps.arrays maps.trie maps.queues"

@@ -92,6 +92,64 @@ def test_conditions(some_records: Any, column: str, compare: str, data: Any) -> 
             m.snapshot(via="syscall", where=where))
 
 
+PER_CPU = running_kernel() >= (6, 9)  # before, no program can go over the buckets itself
+
+
+@pytest.mark.quick
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from(("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")),
+                          st.sampled_from("<>"), st.sampled_from(("sum", "or", "max")),
+                          st.sampled_from(((), (3,)))), min_size=1, max_size=4),
+       st.sampled_from(("percpu_hash", "lru_percpu_hash")), st.sampled_from(COMPARISONS),
+       st.integers(-2**33, 2**33), st.booleans())
+def test_values_of_all_cpus(fields: Any, kind: str, compare: str, bound: int,
+                            reduced: bool) -> None:
+    dtype = np.dtype([(f"f{i}", order + code, shape)
+                      for i, (code, order, _, shape) in enumerate(fields)])
+    reduce = {f"f{i}": "sum" if how == "max" and order == ">" else how
+              for i, (_, order, how, _) in enumerate(fields)} if reduced else None
+    n = 50
+    with fastmap.create(kind, key="V5", value=dtype, max_entries=4 * n) as m:
+        keys = np.frombuffer(np.random.default_rng(3).bytes(5 * n), "V5")
+        raw = np.random.default_rng(4).bytes(m._value.size * n)
+        rows = np.zeros((n, len(fastmap.possible_cpus())), dtype)
+        rows.view("u1")[:] = np.frombuffer(raw, "u1", rows.nbytes).reshape(rows.view("u1").shape)
+        m.update_many(keys, rows, via="syscall")
+        if not PER_CPU:
+            with pytest.raises(NotSupported, match=r"6\.9"):
+                m.snapshot(via="kernel", exact=False, reduce=reduce)
+            return
+        conditions: list[Any] = [None, ("key", "!=", keys[7].tobytes())]
+        if reduced and not fields[0][3]:
+            conditions.append(("value.f0", compare, bound))
+        for where in conditions:
+            for chosen in (None, ["value.f0"]):
+                expected = m.snapshot(via="syscall", reduce=reduce, where=where, fields=chosen)
+                got = m.snapshot(via="kernel", exact=False, reduce=reduce, where=where,
+                                 fields=chosen)
+                assert got.values.dtype == expected.values.dtype
+                assert by_key(got) == by_key(expected)
+
+
+def by_key(batch: Any) -> list[tuple[bytes, bytes]]:
+    values = np.ascontiguousarray(batch.values)
+    return sorted(zip(batch.keys.tolist(), (row.tobytes() for row in values), strict=True))
+
+
+@pytest.mark.quick
+def test_auto_walks_per_cpu_maps_too(make: Make) -> None:
+    m = make("percpu_hash", key="u8", value="u8", max_entries=5000)
+    keys = np.arange(5000, dtype="u8")
+    m.update_many(keys, np.stack([keys + i for i in range(len(fastmap.possible_cpus()))], 1))
+    for exact in (True, False):
+        reader = m.reader(exact=exact, reduce="sum")
+        batch = reader.read()
+        cpus = len(fastmap.possible_cpus())
+        assert np.array_equal(batch.values, cpus * batch.keys + cpus * (cpus - 1) // 2)
+        assert len(batch) == 5000
+        assert (reader._core is not reader._batches) == (not exact and PER_CPU)
+
+
 def test_more_pass_than_there_was_room_for(filled: Filled) -> None:
     m = filled(50_000)
     reader = m.reader(via="kernel", exact=False, where=("key", ">=", 10))
@@ -125,11 +183,13 @@ def test_auto_walks_where_it_is_as_exact(filled: Filled) -> None:
 
 @pytest.mark.quick
 def test_what_no_walk_can_do(make: Make, filled: Filled) -> None:
-    p = filled(10, type="percpu_hash")
-    for call in (lambda: p.snapshot(via="kernel", exact=False, reduce="sum"),
-                 lambda: p.reader(via="kernel", exact=False)):
-        with pytest.raises(NotSupported, match="its own CPU only|PERCPU_HASH"):
-            call()
+    p = make("percpu_hash", key="u4", value=[("n", "u8"), ("x", "f8")], max_entries=10)
+    for reduce, words in (("min", "not the min of u8"), ({"n": "sum", "x": "max"}, "max of f8"),
+                          ({"n": "any", "x": "any"}, "not the any of bytes")):
+        with pytest.raises(NotSupported, match=words):
+            p.snapshot(via="kernel", exact=False, reduce=reduce)
+    with pytest.raises(NotSupported, match="exact=False"):
+        p.snapshot(via="kernel", fields=["value.n"], reduce="sum")
     m = make("hash", key="u4", value="V600", max_entries=10)
     with pytest.raises(NotSupported, match="512 bytes"):
         m.snapshot(via="kernel", exact=False)

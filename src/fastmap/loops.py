@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fastmap.asm import (
     FP,
@@ -32,6 +33,7 @@ from fastmap.asm import (
     Helper,
     Reg,
 )
+from fastmap.percpu import Values
 from fastmap.touching import BLOCK, Toucher
 
 #: The buffer's head, in bytes from its start; all else is aligned to as much.
@@ -53,7 +55,7 @@ STOP, RETURN, IGNORE = range(3)
 #: Values up to so many bytes are copied word by word, larger ones by a helper (measured).
 WORDWISE = 512
 
-_ENOENT = 2
+_ENOENT, _EFAULT = 2, 14
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,15 @@ class Loop:
     """
 
     def __init__(self, buffer: int | HasFileno, bound: int, *, may_goto: bool,
-                 toucher: Toucher | None = None, keys_at: int = HEAD) -> None:
+                 toucher: Toucher | None = None, keys_at: int = HEAD,
+                 values: Values | None = None) -> None:
         self.a = Assembler()
         self.buffer = buffer
         self.bound = bound
         self.may_goto = may_goto
         self.toucher = toucher if may_goto else None
         self.keys_at = keys_at
+        self.values = values
 
     def head(self, register: Reg) -> None:
         """Let `register` point to the buffer's head."""
@@ -166,9 +170,13 @@ class Loop:
                 self._round("loop", AT, COUNT, "stop")
             else:
                 toucher.start(a)
-                self.blocks(lambda done: toucher.bucket(a, self._key, done),
-                            lambda done: toucher.first(a, done),
-                            lambda done: toucher.second(a, done))
+                rounds = [lambda done: toucher.bucket(a, self._key, done),
+                          lambda done: toucher.first(a, done),
+                          lambda done: toucher.second(a, done)]
+                if self.values is not None:
+                    self.values.start(a, "astray")
+                    rounds.append(partial(self.values.touch, a))
+                self.blocks(*rounds)
             body()
             return self.end()
         self.head(R1)
@@ -218,6 +226,10 @@ class Loop:
         a = self.a
         a.label("next")
         a.ja("loop")
+        if self.values is not None:
+            a.label("astray")
+            self.head(R1)
+            a.st(4, R1, ERRNO, _EFAULT)
         a.label("stop")
         a.mov(R0, 0)
         a.exit()
@@ -328,7 +340,10 @@ def lookup(map: int | HasFileno, buffer: int | HasFileno, layout: Layout, *, may
 
     def body() -> None:
         if take and loop.toucher is not None:
-            _take(loop, loop.toucher, layout)
+            _find(loop, loop.toucher, layout)
+            loop.element(R7, layout.values_at, layout.row_size, R8)
+            copy(a, R7, R0, layout.value_size, R1,
+                 frm=loop.toucher.what.key_at + -(-layout.key_size // 8) * 8)
             found()
             a.label("search")
         loop.element(R2, layout.keys_at, layout.key_size, R3)
@@ -356,22 +371,19 @@ def lookup(map: int | HasFileno, buffer: int | HasFileno, layout: Layout, *, may
     return loop.build(body)
 
 
-def _take(loop: Loop, toucher: Toucher, layout: Layout) -> None:
-    """Copy the value of key R6 from its touched element; go to "search" where that is another's.
+def _find(loop: Loop, toucher: Toucher, layout: Layout) -> None:
+    """Let R0 point to the touched element of key R6; go to "search" where it is another's.
 
-    As after a lookup by the kernel, the element may have been given to another key meanwhile.
+    As after a lookup by the kernel, the element may be given to another key meanwhile.
     """
     a = loop.a
     toucher.slot(a, R7, R6, R3)
     toucher.candidate(a, R7, "search")
     loop.element(R2, layout.keys_at, layout.key_size, R3)
-    key_at = toucher.what.key_at
     for at, width in pieces(layout.key_size):
-        a.ldx(width, R3, R0, key_at + at)
+        a.ldx(width, R3, R0, toucher.what.key_at + at)
         a.ldx(width, R4, R2, at)
         a.jne(R3, R4, "search")
-    loop.element(R7, layout.values_at, layout.row_size, R8)
-    copy(a, R7, R0, layout.value_size, R1, frm=key_at + -(-layout.key_size // 8) * 8)
 
 
 def _copy_by_helper(a: Assembler, rows: int | HasFileno, value: Reg, index: Reg) -> None:
@@ -386,45 +398,57 @@ def _copy_by_helper(a: Assembler, rows: int | HasFileno, value: Reg, index: Reg)
 
 
 def lookup_percpu(map: int | HasFileno, buffer: int | HasFileno, layout: Layout, *,
-                  may_goto: bool, rows: int | HasFileno | None = None) -> Code:
-    """Make a program that looks up each key on each CPU: a run has a round for each pair.
+                  may_goto: bool, rows: int | HasFileno | None = None,
+                  toucher: Toucher | None = None, values: Values | None = None) -> Code:
+    """Make a program that looks up each key on each CPU.
 
-    The numbers of the CPUs stand behind the buffer's head. Rows of missing keys keep what was
-    there: the reader of the buffer knows them by their code.
+    Rows of missing keys keep what was there: the reader of the buffer knows them by their code.
+    With `values`, those of an element that was touched and is the key's are copied from there.
     """
     cpus = len(layout.cpus)
-    loop = Loop(buffer, layout.chunk * cpus, may_goto=may_goto)
+    loop = Loop(buffer, layout.chunk, may_goto=may_goto, toucher=toucher, keys_at=layout.keys_at,
+                values=None if toucher is None else values)
     a = loop.a
 
     def body() -> None:
-        # R7: which key; R9: which of the CPUs.
-        a.mov(R7, R6)
-        a.mov(R9, R6)
-        if cpus & (cpus - 1):
-            a.div(R7, cpus)
-            a.mod(R9, cpus)
-        else:
-            a.rsh(R7, cpus.bit_length() - 1)
-            a.and_(R9, cpus - 1)
-        a.jge(R7, layout.chunk, "stop")
-        a.jge(R9, cpus, "stop")  # for the verifier
+        if loop.toucher is not None and loop.values is not None:
+            _find(loop, loop.toucher, layout)
+            loop.values.pointer(a, R7)
+            loop.element(R8, layout.values_at, layout.row_size, R3)
+            for which in range(cpus):
+                loop.values.load(a, R7, which)
+                copy(a, R8, R0, layout.value_size, R1, to=which * layout.slot,
+                     frm=loop.values.at)
+            loop.element(R7, layout.codes_at, 1, R8)
+            a.st(1, R7, 0, 1)
+            a.ja("next")
+            a.label("search")
+        a.mov(R9, 0)
+        a.label("cpu")
         loop.element(R2, HEAD, 4, R3, R9)
         a.ldx(4, R3, R2, 0)
-        loop.element(R2, layout.keys_at, layout.key_size, R4, R7)
+        loop.element(R2, layout.keys_at, layout.key_size, R4)
         a.ld_map(R1, map)
         a.call(Helper.MAP_LOOKUP_PERCPU_ELEM)
         a.jeq(R0, 0, "missing")
         if rows is None:
-            loop.element(R8, layout.values_at, layout.slot, R2)
+            loop.element(R8, layout.values_at, layout.row_size, R2)
+            a.mov(R2, R9)
+            a.mul(R2, layout.slot)
+            a.add(R8, R2)
             copy(a, R8, R0, layout.value_size, R1)
         else:
-            _copy_by_helper(a, rows, R0, R6)
-        loop.element(R3, layout.codes_at, 1, R2, R7)
-        a.jne(R9, 0, "next")  # found is what is found on all of them
+            a.mov(R7, R6)
+            a.mul(R7, cpus)
+            a.add(R7, R9)
+            _copy_by_helper(a, rows, R0, R7)
+        a.add(R9, 1)
+        a.jlt(R9, cpus, "cpu")
+        loop.element(R3, layout.codes_at, 1, R2)
         a.st(1, R3, 0, 1)
         a.ja("next")
         a.label("missing")
-        loop.element(R3, layout.codes_at, 1, R2, R7)
+        loop.element(R3, layout.codes_at, 1, R2)
         a.st(1, R3, 0, 0)
 
     return loop.build(body)

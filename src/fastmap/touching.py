@@ -39,6 +39,8 @@ LONGEST_TAKEN = 256
 _BUCKETS, _MASK, _SEED = 0, 8, 16
 #: Where in the scratch map a walk keeps the element that is next.
 NEXT = 24
+#: Where it keeps what it compares, of all CPUs.
+FOLDED = 32
 _SLOTS, _ELEMENT, _HASH = 64, 0, 8
 _CACHE_LINE = 64
 # Lines of a value that are touched.
@@ -61,6 +63,8 @@ class Inside:
     buckets_at: int
     n_buckets_at: int
     seed_at: int
+    #: In an array's struct, its elements' pointers.
+    pptrs_at: int
 
 
 @cache
@@ -71,12 +75,14 @@ def inside() -> Inside | None:
     try:
         blob = _KERNEL.read_bytes()
         found = find_types(blob, ((b"bpf_rdonly_cast", Kind.FUNC), (b"bucket", Kind.STRUCT),
-                                  (b"htab_elem", Kind.STRUCT), (b"bpf_htab", Kind.STRUCT)))
-        (cast, _), (bucket, bucket_at), (elem, elem_at), (_, htab_at) = found
+                                  (b"htab_elem", Kind.STRUCT), (b"bpf_htab", Kind.STRUCT),
+                                  (b"bpf_array", Kind.STRUCT)))
+        (cast, _), (bucket, bucket_at), (elem, elem_at), (_, htab_at), (_, array_at) = found
         in_elem, in_htab = _offsets(blob, elem_at), _offsets(blob, htab_at)
         return Inside(cast, bucket, struct.unpack_from("=I", blob, bucket_at + 8)[0], elem,
                       in_elem[b"hash"], in_elem[b"key"], in_htab[b"buckets"],
-                      in_htab[b"n_buckets"], in_htab[b"hashrnd"])
+                      in_htab[b"n_buckets"], in_htab[b"hashrnd"],
+                      _offsets(blob, array_at)[b""])
     except (OSError, KeyError, ValueError):
         return None
 

@@ -12,6 +12,7 @@ import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 from fastmap.asm import (
@@ -22,6 +23,8 @@ from fastmap.asm import (
     R4,
     R5,
     R7,
+    R8,
+    R9,
     Assembler,
     Code,
     HasFileno,
@@ -29,7 +32,8 @@ from fastmap.asm import (
     Reg,
 )
 from fastmap.loops import BUCKETS, COPIED, COUNT, ERRNO, Loop, copy, pieces
-from fastmap.touching import NEXT, Toucher
+from fastmap.percpu import FOLDS, Values, extend, fold, swap
+from fastmap.touching import FOLDED, NEXT, Toucher
 
 #: op, kind, swapped, src, dst, count: as `fastmap._core.columns` takes them.
 Column: TypeAlias = tuple[str, str, bool, int, int, int]
@@ -43,12 +47,19 @@ MOST_OUTPUT = (1 << 29) - (1 << 16)
 _EAGAIN, _EFBIG = 11, 27
 
 
-def why_not(columns: Sequence[Column], condition: Condition | None) -> str:
-    """Return why no program can do this; an empty text where one can."""
-    if any(op != "copy" for op, *_ in columns):
-        return "a program reads the values of its own CPU only"
-    if sum(column[5] for column in columns) > MOST_BYTES:
+def why_not(columns: Sequence[Column], condition: Condition | None, cpus: int = 0) -> str:
+    """Return why no program can do this; an empty text where one can.
+
+    `cpus` is how many values a row of the map has; 0 where it is not per-CPU.
+    """
+    for op, kind, swapped, *_ in (*columns, *((condition[0],) if condition else ())):
+        if op != "copy" and (op not in FOLDS or kind[0] == "f" or (op == "max" and swapped)):
+            return ("a program takes the sum, max or or of integers over the CPUs, not the "
+                    f"{op} of {kind}")
+    if sum(column[5] for column in columns) > MOST_BYTES * max(cpus, 1):
         return f"values of more than {MOST_BYTES} bytes go faster by batches"
+    if cpus and not Values.fits(cpus, sum(column[5] for column in columns)):
+        return f"values of {cpus} CPUs go faster by batches"
     if condition is None or condition[1] in ("always", "never"):
         return ""
     column, _, _, bound = condition
@@ -72,7 +83,7 @@ class Output:
 
     Attributes
     ----------
-    head, keys, values : int or object with fileno
+    head, keys, rows : int or object with fileno
         Arrays of one element; the head is laid out as a buffer's.
     key_size, out_size : int
         Bytes of a key, and of a row of the values.
@@ -82,12 +93,15 @@ class Output:
 
     head: int | HasFileno
     keys: int | HasFileno
-    values: int | HasFileno
+    rows: int | HasFileno
     key_size: int
     out_size: int
     capacity: int
     columns: tuple[Column, ...]
     condition: Condition | None
+    #: Of a per-CPU map: what reads the values, and bytes from one CPU's to the next in a row.
+    values: Values | None = None
+    slot: int = 0
 
     def write(self, a: Assembler, key: Reg, key_at: int, value: Reg, value_at: int) -> None:
         """Copy the entry, if it passes; else go to "dropped". R0, R1, R4 and R5 are lost."""
@@ -97,7 +111,11 @@ class Output:
             a.jeq(R0, 0, "dropped")
         elif self.condition is not None and decided is None:
             on_key = self.condition[2]
-            _test(a, self.condition, key if on_key else value, key_at if on_key else value_at)
+            if on_key or self.values is None:
+                _test(a, self.condition, key if on_key else value,
+                      key_at if on_key else value_at)
+            else:
+                _test(a, self._folded(a, self.values, self.condition), R8, 0)
             a.label("passed")
         a.ld_map_value(R4, self.head)
         a.ldx(4, R5, R4, COPIED)
@@ -110,12 +128,45 @@ class Output:
         a.mul(R1, self.key_size)
         a.add(R4, R1)
         copy(a, R4, key, self.key_size, R0, frm=key_at)
-        if self.out_size:
-            a.ld_map_value(R4, self.values)
-            a.mul(R5, self.out_size)
-            a.add(R4, R5)
+        if not self.out_size:
+            return
+        out = R4 if self.values is None else R8
+        a.ld_map_value(out, self.rows)
+        a.mul(R5, self.out_size)
+        a.add(out, R5)
+        if self.values is None:
             for _, _, _, src, dst, count in self.columns:
-                copy(a, R4, value, count, R0, to=dst, frm=value_at + src)
+                copy(a, out, value, count, R0, to=dst, frm=value_at + src)
+        else:
+            a.ldx(8, R9, value, self.values.pointer_at)
+            for which in range(len(self.values.cpus)):
+                self.values.load(a, R9, which)
+                for column in self.columns:
+                    self._add(a, self.values, column, which)
+
+    def _add(self, a: Assembler, values: Values, column: Column, which: int) -> None:
+        """Add what one CPU's value, at R0, has of a column to the row at R8."""
+        op, kind, swapped, src, dst, count = column
+        if op == "copy":
+            if src // self.slot == which:
+                copy(a, R8, R0, count, R1, to=dst, frm=values.at + src % self.slot)
+            return
+        size = int(kind[1])
+        for i in range(count):
+            fold(a, op, kind, swapped, values.at + src + i * size, R8,
+                 dst + i * (8 if op == "sum" else size), first=which == 0)
+
+    def _folded(self, a: Assembler, values: Values, condition: Condition) -> Condition:
+        """Reduce what a condition is about to the scratch map, to which R8 points then."""
+        (op, kind, swapped, src, _, _), compare, on_key, bound = condition
+        a.ldx(8, R9, R7, values.pointer_at)
+        a.ld_map_value(R8, values.toucher.scratch)
+        for which in range(len(values.cpus)):
+            values.load(a, R9, which)
+            fold(a, op, kind, swapped, values.at + src, R8, FOLDED, first=which == 0)
+        if op == "sum":
+            kind, swapped = kind[0] + "8", False
+        return (op, kind, swapped, FOLDED, 0, 1), compare, on_key, bound
 
 
 def walk(map: int | HasFileno, output: Output) -> Code:
@@ -142,17 +193,21 @@ def walk(map: int | HasFileno, output: Output) -> Code:
 
 def walk_buckets(toucher: Toucher, output: Output) -> Code:
     """Make a program that writes the entries of a hash's buckets, from AT to below COUNT."""
-    loop = Loop(output.head, (1 << 31) - 1, may_goto=True)
+    loop = Loop(output.head, (1 << 31) - 1, may_goto=True, values=output.values)
     a = loop.a
     toucher.start(a)
+    rounds = [lambda done: toucher.head(a, done), lambda done: toucher.first(a, done),
+              lambda done: toucher.follow(a, done)]
+    if output.values is not None:
+        output.values.start(a, "astray")
+        rounds.append(partial(output.values.touch, a))
     loop.head(R4)
     toucher.count(a, R2)
     a.stx(4, R4, BUCKETS, R2)
     a.ldx(4, R3, R4, COUNT)
     a.jle(R3, R2, "block")
     a.stx(4, R4, COUNT, R2)
-    loop.blocks(lambda done: toucher.head(a, done), lambda done: toucher.first(a, done),
-                lambda done: toucher.follow(a, done))
+    loop.blocks(*rounds)
     # R6 is a bucket: the elements of its list, of which an odd pointer is the end.
     toucher.slot(a, R2, loop.index, R3)
     a.ldx(8, R1, R2, 0)
@@ -200,24 +255,14 @@ def _test(a: Assembler, condition: Condition, at: Reg, base: int) -> None:
         return
     size = int(kind[1])
     a.ldx(size, R0, at, src)
-    if swapped and size > 1:
-        _swap(a, size)
+    if swapped:
+        swap(a, R0, size)
     if kind[0] == "f":
         bound = _ordered(a, size, compare, bound)
     elif kind[0] == "i":
-        _extend(a, size)
+        extend(a, R0, size)
     a.ld_imm64(R1, bound)
     _unless(a, compare, signed=kind[0] != "u")
-
-
-def _swap(a: Assembler, size: int) -> None:
-    (a.to_be if sys.byteorder == "little" else a.to_le)(R0, size)
-
-
-def _extend(a: Assembler, size: int) -> None:
-    if size < 8:
-        a.lsh(R0, 64 - 8 * size)
-        a.arsh(R0, 64 - 8 * size)
 
 
 def _ordered(a: Assembler, size: int, compare: str, bound: float) -> int:
@@ -231,7 +276,7 @@ def _ordered(a: Assembler, size: int, compare: str, bound: float) -> int:
     a.and_(R1, R0)
     a.ld_imm64(R4, infinite)
     a.jgt(R1, R4, "passed" if compare == "!=" else "dropped")
-    _extend(a, size)
+    extend(a, R0, size)
     a.jsge(R0, 0, "ordered")
     a.ld_imm64(R1, -1 << bits - 1)
     a.sub(R1, R0)

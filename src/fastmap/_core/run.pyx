@@ -240,10 +240,12 @@ cdef class Runner:
         while i < keys.count:
             n = min(self.chunk, keys.count - i)
             put(keys, i, n, self.memory.data + self.keys_at)
-            head.count = <uint32_t>(n * self.rounds)
+            head.count = <uint32_t>n
             head.at = 0
             head.error = 0
             result = finish(fd, head, &last)
+            if result >= 0 and head.error:
+                result = -<long>head.error
             if result < 0:
                 with gil:
                     raise errors.batch_error(<int>-result, FM_PROG_TEST_RUN, map._kind, i, i)
