@@ -342,7 +342,7 @@ def kernel_percpu_lookup(c: CSide, size: Size) -> Iterator[Case]:
 
         def check() -> None:
             got, found = m.lookup_many(asked)
-            assert found.all() and np.array_equal(got, asked[:, None] + np.arange(cpus))
+            assert found.all() and np.array_equal(got, asked[:, None] + np.arange(cpus, dtype="u8"))
 
         loop = c.lookup_loop(m.fileno(), asked, touched(n, f"V{8 * cpus}"))
         yield Case("`lookup_many`, 100k keys of a per-CPU hash", LOOP, faster(7), n,
