@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from threading import Event
 from time import monotonic
@@ -537,6 +536,8 @@ def in_threads(part: Callable[[int, int], int], count: int, threads: int) -> int
     """
     if threads < 1:
         raise ValueError(f"threads={threads}: at least 1")
+    # Here, where it is needed: importing it takes as long as a quarter of fastmap.
+    from concurrent.futures import ThreadPoolExecutor, wait
     edges = [count * i // threads for i in range(threads + 1)]
     interrupted = Event()
 
