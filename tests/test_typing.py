@@ -47,7 +47,7 @@ def use(m: fastmap.HashMap) -> None:
 """
 SAID = ['"int"', '"fastmap._core.program.Link"', '"tuple[int, ...]"', '"fastmap.maps.base.Batch"',
         '"int"', '"fastmap.collect.DeltaBatch"', 'has no attribute "nothing"',
-        'Argument ""chunk" to "reader"']
+        'Argument "chunk" to "reader"']
 
 
 def test_users_get_the_types(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Two reads of a map, matched by key, and the differences of their counters."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from fastmap._core.columns cimport Columns
 from fastmap._core.memory cimport Block
@@ -20,6 +20,14 @@ cdef struct Side:
     Py_ssize_t count
     Py_ssize_t row_stride
     Py_ssize_t cpu_stride
+
+
+cdef struct Table:
+    uint64_t *words
+    uint64_t mask
+    uint64_t seed
+    const char *keys
+    Py_ssize_t size
 
 
 cdef class Join:
@@ -51,16 +59,13 @@ cdef class Join:
     # Entries of the last read that were passed over, and of this one that were put aside.
     cdef Block passed
     cdef Block aside
-    cdef Block table
-    cdef uint64_t mask
+    cdef Block words
 
     cdef int _side(self, Side *side, object keys, object values) except -1
     cdef int _reserve(self, Py_ssize_t now, Py_ssize_t last) except -1
-    cdef int _room_for_table(self, Py_ssize_t entries) except -1
+    cdef int _table(self, Table *table, Py_ssize_t entries, const char *keys) except -1
     cdef int _all_aligned(self, Side *now, Side *last) except -1 nogil
     cdef int _match(self, Side *now, Side *last) except -1 nogil
-    cdef Py_ssize_t _find(self, Side *side, const uint32_t *entries, const char *key) noexcept nogil
-    cdef void _put(self, Side *side, const uint32_t *entries, Py_ssize_t which) noexcept nogil
     cdef bint _clean(self, Side *now) noexcept nogil
     cdef int _compact(self, Side *now, bint add) except -1 nogil
     cdef void _add(self, char *row, const char *other, Py_ssize_t stride) noexcept nogil

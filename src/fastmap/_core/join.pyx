@@ -213,6 +213,82 @@ cdef void run_add(const Run *run, char *to, const char *other) noexcept nogil:
         added(to, other, run.count, run.swapped, <double *>NULL)
 
 
+# The hash: words of a tag, the upper half of a key's hash, and its place in a list plus one. The
+# list names entries; their keys lie side by side.
+
+cdef void put(const Table *table, const uint32_t *entries, Py_ssize_t which) noexcept nogil:
+    cdef uint64_t h = hashed(table.keys + <Py_ssize_t>entries[which] * table.size, table.size,
+                             table.seed)
+    cdef uint64_t at = h & table.mask
+    while table.words[at]:
+        at = (at + 1) & table.mask
+    table.words[at] = (h & <uint64_t>0xffffffff00000000) | <uint64_t>(which + 1)
+
+
+cdef Py_ssize_t find(const Table *table, const uint32_t *entries, const char *key) noexcept nogil:
+    cdef uint64_t h = hashed(key, table.size, table.seed)
+    cdef uint64_t at = h & table.mask
+    cdef Py_ssize_t which
+    while table.words[at]:
+        if (table.words[at] ^ h) >> 32 == 0:
+            which = <Py_ssize_t>(<uint32_t>table.words[at]) - 1
+            if entries[which] != TAKEN and same(
+                    key, table.keys + <Py_ssize_t>entries[which] * table.size, table.size):
+                return which
+        at = (at + 1) & table.mask
+    return -1
+
+
+cdef Py_ssize_t words_for(Py_ssize_t entries) noexcept nogil:
+    cdef Py_ssize_t size = 64
+    while size < 2 * entries:
+        size *= 2
+    return size
+
+
+def numbered(keys not None):
+    """Number equal keys alike, from 0 on in the order in which they first come.
+
+    Parameters
+    ----------
+    keys : ndarray
+        ``(n,)``, of any dtype, side by side. Equal is what is so byte by byte.
+
+    Returns
+    -------
+    numbers : Block
+        A u32 for each key.
+    firsts : Block
+        A u32 for each number: where its key comes first.
+    count : int
+        How many numbers there are.
+    """
+    cdef Py_ssize_t count = keys.shape[0], i, found, different = 0
+    cdef Block numbers = Block(max(4 * count, 4)), firsts = Block(max(4 * count, 4))
+    cdef Block words = Block(8 * words_for(count))
+    cdef uint32_t *each = <uint32_t *>numbers.data
+    cdef uint32_t *first = <uint32_t *>firsts.data
+    cdef uint64_t time = 0
+    cdef Table table
+    if count > 0xfffffff0 or not keys.flags.c_contiguous:
+        raise ValueError("the keys do not lie side by side")
+    table = Table(<uint64_t *>words.data, words.size // 8 - 1,
+                  int.from_bytes(os.urandom(8), "little"), data_of(keys), keys.itemsize)
+    with nogil:
+        memset(words.data, 0, words.size)
+        for i in range(count):
+            if i % SLICE == 0:
+                look_for_signals(&time)
+            found = find(&table, first, table.keys + i * table.size)
+            if found < 0:
+                found = different
+                first[found] = <uint32_t>i
+                different += 1
+                put(&table, first, found)
+            each[i] = <uint32_t>found
+    return numbers, firsts, different
+
+
 cdef Block roomy(Block block, Py_ssize_t size):
     """Return `block` if it has `size` bytes, or a larger one: what was in it is not needed."""
     if block is not None and block.size >= size:
@@ -288,12 +364,16 @@ cdef class Join:
         self.passed = roomy(self.passed, last * sizeof(uint32_t))
         return 0
 
-    cdef int _room_for_table(self, Py_ssize_t entries) except -1:
-        cdef Py_ssize_t size = 64
-        while size < 2 * entries:
-            size *= 2
-        self.table = roomy(self.table, size * sizeof(uint64_t))
-        self.mask = size - 1
+    cdef int _table(self, Table *table, Py_ssize_t entries, const char *keys) except -1:
+        """Let `table` be an empty one for so many entries, whose keys lie there."""
+        cdef Py_ssize_t size = words_for(entries)
+        self.words = roomy(self.words, size * sizeof(uint64_t))
+        table.words = <uint64_t *>self.words.data
+        table.mask = size - 1
+        table.seed = self.seed
+        table.keys = keys
+        table.size = self.key_size
+        memset(table.words, 0, size * sizeof(uint64_t))
         return 0
 
     def tidy(self, keys not None, values not None, bint repeats):
@@ -351,6 +431,7 @@ cdef class Join:
         cdef Py_ssize_t passed_over = 0, put_aside = 0, taken = 0, gone = 0
         cdef uint64_t time = 0
         cdef const char *key
+        cdef Table table
         for i in range(now.count):
             if i % SLICE == 0:
                 look_for_signals(&time)
@@ -375,17 +456,16 @@ cdef class Join:
             passed_over += 1
         if passed_over and put_aside:
             with gil:
-                self._room_for_table(passed_over)
-            memset(self.table.data, 0, (self.mask + 1) * sizeof(uint64_t))
+                self._table(&table, passed_over, last.keys)
             for k in range(passed_over):
                 if k % SLICE == 0:
                     look_for_signals(&time)
-                self._put(last, passed, k)
+                put(&table, passed, k)
         for k in range(put_aside):
             if k % SLICE == 0:
                 look_for_signals(&time)
             i = aside[k]
-            j = self._find(last, passed, now.keys + i * size) if passed_over else -1
+            j = find(&table, passed, now.keys + i * size) if passed_over else -1
             if j < 0:
                 self._take(now, i)
                 self.new.data[i] = 1
@@ -404,33 +484,6 @@ cdef class Join:
                     gone += 1
         self.gone_count = gone
         return 0
-
-    # The hash: words of a tag, the upper half of an entry's hash, and its place in a list plus one.
-
-    cdef void _put(self, Side *side, const uint32_t *entries, Py_ssize_t which) noexcept nogil:
-        cdef uint64_t *table = <uint64_t *>self.table.data
-        cdef uint64_t h = hashed(side.keys + <Py_ssize_t>entries[which] * self.key_size,
-                                 self.key_size, self.seed)
-        cdef uint64_t at = h & self.mask
-        while table[at]:
-            at = (at + 1) & self.mask
-        table[at] = (h & <uint64_t>0xffffffff00000000) | <uint64_t>(which + 1)
-
-    cdef Py_ssize_t _find(self, Side *side, const uint32_t *entries,
-                          const char *key) noexcept nogil:
-        cdef const uint64_t *table = <const uint64_t *>self.table.data
-        cdef uint64_t h = hashed(key, self.key_size, self.seed)
-        cdef uint64_t at = h & self.mask
-        cdef Py_ssize_t which
-        while table[at]:
-            if (table[at] ^ h) >> 32 == 0:
-                which = <Py_ssize_t>(<uint32_t>table[at]) - 1
-                if entries[which] != TAKEN and same(
-                        key, side.keys + <Py_ssize_t>entries[which] * self.key_size,
-                        self.key_size):
-                    return which
-            at = (at + 1) & self.mask
-        return -1
 
     cdef bint _clean(self, Side *now) noexcept nogil:
         """Let the padding of the keys be zeros; tell whether some was not."""
@@ -452,14 +505,14 @@ cdef class Join:
         cdef Py_ssize_t i, found, count = 0
         cdef char *key
         cdef char *row
+        cdef Table table
         with gil:
-            self._room_for_table(now.count)
-        memset(self.table.data, 0, (self.mask + 1) * sizeof(uint64_t))
+            self._table(&table, now.count, now.keys)
         # Not to be interrupted: entries move.
         for i in range(now.count):
             key = now.keys + i * self.key_size
             row = now.rows + i * now.row_stride
-            found = self._find(now, kept, key)
+            found = find(&table, kept, key)
             if found >= 0:
                 if add:
                     self._add(now.rows + found * now.row_stride, row, now.cpu_stride)
@@ -468,7 +521,7 @@ cdef class Join:
                 memmove(now.keys + count * self.key_size, key, self.key_size)
                 memmove(now.rows + count * now.row_stride, row, now.row_stride)
             kept[count] = <uint32_t>count
-            self._put(now, kept, count)
+            put(&table, kept, count)
             count += 1
         now.count = count
         return 0
