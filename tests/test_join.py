@@ -142,6 +142,36 @@ def test_many_entries_in_any_order(order: str) -> None:
         assert np.array_equal(np.sort(np.frombuffer(join.gone, "u8", join.gone_count)), left)
 
 
+def test_one_of_many_in_order_steps_back() -> None:
+    """Entries in order are subtracted many at once: one that wraps or restarts is found there."""
+    count = 1000
+    keys = np.arange(count, dtype="u8")
+    last = np.full((count, 2), 2**32 - 10, "u4")
+    now = last + np.uint32(5)
+    now[500], now[700, 1] = (3, 4), 2**31  # those wrap, this begins anew
+    join = Join(8, (), 8, 1, [("u4", False, 0, 2)], None, False)
+    join.differences(keys, now.view("V8").ravel(), keys, last.view("V8").ravel())
+    want = np.full((count, 2), 5)
+    want[500], want[700, 1] = (13, 14), 2**31
+    assert np.array_equal(np.frombuffer(join.out, "u4", 2 * count).reshape(-1, 2), want)
+    assert np.flatnonzero(np.frombuffer(join.restarted, np.bool_, count)).tolist() == [700]
+
+
+@pytest.mark.parametrize("apart", [1, 3, 7, 20])
+def test_neighbours_that_changed_places(apart: int) -> None:
+    """As updates leave a bucket: found without a hash where they are near, with it elsewhere."""
+    count = 960
+    last = np.arange(count, dtype="u8")
+    keys = last.reshape(-1, 2, apart)[:, ::-1].ravel() if count % (2 * apart) == 0 else last[::-1]
+    keys = np.concatenate((keys, [np.uint64(5000)]))
+    join = Join(8, (), 8, 1, [("u8", False, 0, 1)], None, False)
+    join.differences(keys, keys * 3, last[5:], last[5:])
+    out = np.frombuffer(join.out, "u8", count + 1)
+    new = np.frombuffer(join.new, np.bool_, count + 1)
+    assert np.array_equal(new, (keys < 5) | (keys == 5000)) and not join.gone_count
+    assert np.array_equal(out, np.where(new, 3 * keys, 2 * keys))
+
+
 def test_repeated_keys_and_padding() -> None:
     """Of a key that is repeated the first counts; entries that differ in padding are added up."""
     join = Join(4, [(1, 2)], 8, 1, [("u4", True, 0, 1)], None, False)

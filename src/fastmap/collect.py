@@ -18,15 +18,20 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fastmap._core.codec import PerCpuCodec
 from fastmap._core.join import KINDS, Join
 from fastmap.dtypes import Reduce, locate, plan, slots
+from fastmap.groups import column, group_by, top
+from fastmap.histograms import Histogram, histogram
 from fastmap.maps.base import Array, Batch
 from fastmap.maps.reader import Reader
 from fastmap.maps.tables import Table
+from fastmap.pressures import Pressure, pressure
 
-__all__ = ["Delta", "DeltaBatch"]
+__all__ = ["Delta", "DeltaBatch", "Histogram", "Pressure", "column", "group_by", "histogram",
+           "pressure", "top"]
 
 
 class DeltaBatch(Batch):
@@ -66,6 +71,18 @@ class DeltaBatch(Batch):
         self.reset = reset
         self.resets = resets
         self.gone = gone
+
+    def take(self, rows: npt.ArrayLike) -> DeltaBatch:
+        """Return a batch of the `rows` alone, an index array or a mask, with copies of its own.
+
+        `gone` and `resets` are still those of the whole.
+        """
+        chosen = np.asarray(rows)
+        return DeltaBatch(
+            self.keys[chosen], self.values[chosen], complete=self.complete,
+            started_ns=self.started_ns, ended_ns=self.ended_ns, key_objects=self._key_objects,
+            seconds=self.seconds, new=self.new[chosen], reset=self.reset[chosen],
+            resets=self.resets, gone=self.gone.copy())
 
     def copy(self) -> DeltaBatch:
         """Return a batch that owns copies: it stays as it is when the map is read on."""

@@ -1,6 +1,6 @@
 """Two reads of a map, matched by key, and the differences of their counters."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastmap._core.columns cimport Columns
 from fastmap._core.memory cimport Block
@@ -43,6 +43,8 @@ cdef class Join:
     cdef Run *runs
     cdef Py_ssize_t used
     cdef bint covered
+    # Whether values are one run of counters, and the result too.
+    cdef bint uniform
     # (offset, length) pairs of the key's padding.
     cdef Block padding_owner
     cdef Py_ssize_t *padding
@@ -66,8 +68,12 @@ cdef class Join:
     cdef int _table(self, Table *table, Py_ssize_t entries, const char *keys) except -1
     cdef int _all_aligned(self, Side *now, Side *last) except -1 nogil
     cdef int _match(self, Side *now, Side *last) except -1 nogil
+    cdef Py_ssize_t _recall(self, Side *last, uint32_t *passed, Py_ssize_t *passed_over,
+                            const char *key) noexcept nogil
     cdef bint _clean(self, Side *now) noexcept nogil
     cdef int _compact(self, Side *now, bint add) except -1 nogil
     cdef void _add(self, char *row, const char *other, Py_ssize_t stride) noexcept nogil
     cdef void _take(self, Side *now, Py_ssize_t i) noexcept nogil
+    cdef void _subtract_stretch(self, Side *now, Py_ssize_t i, Side *last, Py_ssize_t j,
+                                Py_ssize_t count) noexcept nogil
     cdef void _subtract(self, Side *now, Py_ssize_t i, Side *last, Py_ssize_t j) noexcept nogil

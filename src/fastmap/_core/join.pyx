@@ -13,7 +13,7 @@ the two are told apart.
 import os
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from fastmap._core.codec cimport data_of
 from fastmap._core.columns cimport Columns
@@ -35,8 +35,17 @@ cdef enum:
     LOST = 64
     # Entries between looks for a signal.
     SLICE = 4096
+    # So many entries are matched and subtracted at once where their order is the same.
+    STRETCH = 32
 
 cdef uint32_t TAKEN = 0xffffffff
+
+# What is done with a run of counters: `careful` is so with or without a doubt.
+cdef enum:
+    QUICK
+    CAREFUL
+    DOUBT
+    ADD
 
 #: The kinds of counters, by numpy's letter and size: signed ones from 8 on.
 KINDS = {"u1": 0, "u2": 1, "u4": 2, "u8": 3, "f4": 4, "f8": 5, "i1": 8, "i2": 9, "i4": 10, "i8": 11}
@@ -154,63 +163,35 @@ cdef inline void added(char *to, const char *other, Py_ssize_t count, bint swapp
         load(to + i * sizeof(number), <char *>&a, sizeof(number), swapped)
 
 
-cdef bint run_quick(const Run *run, const char *now, const char *last, char *out) noexcept nogil:
-    cdef int kind = run.kind & 7
+cdef inline int apply(int what, const char *now, const char *last, char *out, const Run *run,
+                      number *like) noexcept nogil:
     cdef bint signed = run.kind >= 8
-    now += run.at
-    last += run.at
-    out += run.at
-    if run.swapped:
-        return True
-    if kind == 0:
-        return quick(now, last, out, run.count, signed, <uint8_t *>NULL)
-    if kind == 1:
-        return quick(now, last, out, run.count, signed, <uint16_t *>NULL)
-    if kind == 2:
-        return quick(now, last, out, run.count, signed, <uint32_t *>NULL)
-    if kind == 3:
-        return quick(now, last, out, run.count, signed, <uint64_t *>NULL)
-    if kind == 4:
-        return quick(now, last, out, run.count, signed, <float *>NULL)
-    return quick(now, last, out, run.count, signed, <double *>NULL)
+    if what == QUICK:
+        return run.swapped or quick(now, last, out, run.count, signed, like)
+    if what == ADD:
+        added(out, now, run.count, run.swapped, like)
+        return 0
+    return careful(now, last, out, run.count, run.swapped, signed, what == DOUBT, like)
 
 
-cdef int run_careful(const Run *run, const char *now, const char *last, char *out,
-                     bint doubt) noexcept nogil:
+cdef int work(int what, const Run *run, const char *now, const char *last,
+              char *out) noexcept nogil:
+    """Do with a run of counters what `quick`, `careful` or `added` do with one kind of number."""
     cdef int kind = run.kind & 7
-    cdef bint signed = run.kind >= 8, swapped = run.swapped
     now += run.at
     last += run.at
     out += run.at
     if kind == 0:
-        return careful(now, last, out, run.count, swapped, signed, doubt, <uint8_t *>NULL)
+        return apply(what, now, last, out, run, <uint8_t *>NULL)
     if kind == 1:
-        return careful(now, last, out, run.count, swapped, signed, doubt, <uint16_t *>NULL)
+        return apply(what, now, last, out, run, <uint16_t *>NULL)
     if kind == 2:
-        return careful(now, last, out, run.count, swapped, signed, doubt, <uint32_t *>NULL)
+        return apply(what, now, last, out, run, <uint32_t *>NULL)
     if kind == 3:
-        return careful(now, last, out, run.count, swapped, signed, doubt, <uint64_t *>NULL)
+        return apply(what, now, last, out, run, <uint64_t *>NULL)
     if kind == 4:
-        return careful(now, last, out, run.count, swapped, signed, doubt, <float *>NULL)
-    return careful(now, last, out, run.count, swapped, signed, doubt, <double *>NULL)
-
-
-cdef void run_add(const Run *run, char *to, const char *other) noexcept nogil:
-    cdef int kind = run.kind & 7
-    to += run.at
-    other += run.at
-    if kind == 0:
-        added(to, other, run.count, run.swapped, <uint8_t *>NULL)
-    elif kind == 1:
-        added(to, other, run.count, run.swapped, <uint16_t *>NULL)
-    elif kind == 2:
-        added(to, other, run.count, run.swapped, <uint32_t *>NULL)
-    elif kind == 3:
-        added(to, other, run.count, run.swapped, <uint64_t *>NULL)
-    elif kind == 4:
-        added(to, other, run.count, run.swapped, <float *>NULL)
-    else:
-        added(to, other, run.count, run.swapped, <double *>NULL)
+        return apply(what, now, last, out, run, <float *>NULL)
+    return apply(what, now, last, out, run, <double *>NULL)
 
 
 # The hash: words of a tag, the upper half of a key's hash, and its place in a list plus one. The
@@ -333,6 +314,7 @@ cdef class Join:
             self.runs[i] = Run(KINDS[kind], swapped, at, count)
             bytes_of_counters += int(kind[1:]) * count
         self.covered = bytes_of_counters == value_size
+        self.uniform = self.covered and self.used == 1 and cpus == 1 and columns is None
         self.paddings = len(padding)
         self.padding_owner = Block(self.paddings * 2 * sizeof(Py_ssize_t))
         self.padding = <Py_ssize_t *>self.padding_owner.data
@@ -416,34 +398,51 @@ cdef class Join:
                 self._match(&now, &last)
 
     cdef int _all_aligned(self, Side *now, Side *last) except -1 nogil:
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i = 0, step
         cdef uint64_t time = 0
-        for i in range(now.count):
-            if i % SLICE == 0:
-                look_for_signals(&time)
-            self._subtract(now, i, last, i)
+        while i < now.count:
+            look_for_signals(&time)
+            step = min(SLICE, now.count - i)
+            self._subtract_stretch(now, i, last, i, step)
+            i += step
         return 0
 
     cdef int _match(self, Side *now, Side *last) except -1 nogil:
         cdef uint32_t *passed = <uint32_t *>self.passed.data
         cdef uint32_t *aside = <uint32_t *>self.aside.data
-        cdef Py_ssize_t size = self.key_size, i, j, k, stop, next_one = 0, misses = 0
+        cdef Py_ssize_t size = self.key_size, i = 0, j, k, stop, next_one = 0
+        cdef Py_ssize_t misses = 0, looked = 0
         cdef Py_ssize_t passed_over = 0, put_aside = 0, taken = 0, gone = 0
         cdef uint64_t time = 0
         cdef const char *key
         cdef Table table
-        for i in range(now.count):
-            if i % SLICE == 0:
+        while i < now.count:
+            if i >= looked:
                 look_for_signals(&time)
+                looked = i + SLICE
             key = now.keys + i * size
+            if (misses == 0 and now.count - i >= STRETCH and last.count - next_one >= STRETCH
+                    and memcmp(key, last.keys + next_one * size, STRETCH * size) == 0):
+                self._subtract_stretch(now, i, last, next_one, STRETCH)
+                i += STRETCH
+                next_one += STRETCH
+                continue
             stop = min(last.count, next_one + (WINDOW if misses < LOST else 1))
             j = next_one
+            if j == stop or not same(key, last.keys + j * size, size):
+                j = min(j + 1, stop)
+                k = self._recall(last, passed, &passed_over, key)
+                if k >= 0:
+                    self._subtract(now, i, last, k)
+                    i += 1
+                    continue
             while j < stop and not same(key, last.keys + j * size, size):
                 j += 1
             if j == stop:
                 aside[put_aside] = <uint32_t>i
                 put_aside += 1
                 misses += 1
+                i += 1
                 continue
             misses = 0
             for k in range(next_one, j):
@@ -451,6 +450,7 @@ cdef class Join:
                 passed_over += 1
             next_one = j + 1
             self._subtract(now, i, last, j)
+            i += 1
         for k in range(next_one, last.count):
             passed[passed_over] = <uint32_t>k
             passed_over += 1
@@ -484,6 +484,22 @@ cdef class Join:
                     gone += 1
         self.gone_count = gone
         return 0
+
+    cdef Py_ssize_t _recall(self, Side *last, uint32_t *passed, Py_ssize_t *passed_over,
+                            const char *key) noexcept nogil:
+        """Look for a key among those just passed over; return its entry, taken from them, or -1.
+
+        An update puts an entry first in its bucket: neighbours change places.
+        """
+        cdef Py_ssize_t at = passed_over[0], stop = max(at - WINDOW, 0), entry
+        while at > stop:
+            at -= 1
+            entry = passed[at]
+            if same(key, last.keys + entry * self.key_size, self.key_size):
+                passed_over[0] -= 1
+                memmove(passed + at, passed + at + 1, (passed_over[0] - at) * sizeof(uint32_t))
+                return entry
+        return -1
 
     cdef bint _clean(self, Side *now) noexcept nogil:
         """Let the padding of the keys be zeros; tell whether some was not."""
@@ -530,7 +546,7 @@ cdef class Join:
         cdef Py_ssize_t cpu, r
         for cpu in range(self.cpus):
             for r in range(self.used):
-                run_add(&self.runs[r], row + cpu * stride, other + cpu * stride)
+                work(ADD, &self.runs[r], other + cpu * stride, other, row + cpu * stride)
 
     cdef void _take(self, Side *now, Py_ssize_t i) noexcept nogil:
         """Let the differences of entry `i` be its counters as they are."""
@@ -542,6 +558,20 @@ cdef class Join:
             memcpy(whole + cpu * self.value_size, row + cpu * now.cpu_stride, self.value_size)
         if self.columns is not None:
             self.columns.fill(whole, out)
+
+    cdef void _subtract_stretch(self, Side *now, Py_ssize_t i, Side *last, Py_ssize_t j,
+                                Py_ssize_t count) noexcept nogil:
+        """Subtract `count` entries from `i` on, and `j` on: at once where values are alike."""
+        cdef Py_ssize_t k
+        cdef Run whole
+        if self.uniform and now.row_stride == last.row_stride == self.value_size:
+            whole = self.runs[0]
+            whole.count *= count
+            if not work(QUICK, &whole, now.rows + i * self.value_size,
+                        last.rows + j * self.value_size, self.out.data + i * self.out_size):
+                return
+        for k in range(count):
+            self._subtract(now, i + k, last, j + k)
 
     cdef void _subtract(self, Side *now, Py_ssize_t i, Side *last, Py_ssize_t j) noexcept nogil:
         """Let the differences of entry `i` be those to entry `j` of the last read."""
@@ -558,15 +588,15 @@ cdef class Join:
             if not self.covered:
                 memcpy(at, row + cpu * now.cpu_stride, self.value_size)
             for r in range(self.used):
-                back |= run_quick(&self.runs[r], row + cpu * now.cpu_stride,
-                                  before + cpu * last.cpu_stride, at)
+                back |= work(QUICK, &self.runs[r], row + cpu * now.cpu_stride,
+                             before + cpu * last.cpu_stride, at)
         while back:
             seen = 0
             for cpu in range(self.cpus):
                 for r in range(self.used):
-                    seen |= run_careful(&self.runs[r], row + cpu * now.cpu_stride,
-                                        before + cpu * last.cpu_stride,
-                                        whole + cpu * self.value_size, doubt)
+                    seen |= work(DOUBT if doubt else CAREFUL, &self.runs[r],
+                                 row + cpu * now.cpu_stride, before + cpu * last.cpu_stride,
+                                 whole + cpu * self.value_size)
             # A counter that surely restarted tells of the others: the key was made anew.
             back = seen == 3 and not doubt
             doubt = True

@@ -77,6 +77,12 @@ class Batch:
                      started_ns=self.started_ns, ended_ns=self.ended_ns,
                      key_objects=self._key_objects)
 
+    def take(self, rows: npt.ArrayLike) -> Batch:
+        """Return a batch of the `rows` alone, an index array or a mask, with copies of its own."""
+        return Batch(self.keys[rows], self.values[rows],  # type: ignore[index]
+                     complete=self.complete, started_ns=self.started_ns, ended_ns=self.ended_ns,
+                     key_objects=self._key_objects)
+
     def items(self) -> Iterator[tuple[Any, Any]]:
         """Iterate over ``(key, value)`` as Python objects."""
         return zip(self._key_objects(self.keys), elements(self.values), strict=True)
