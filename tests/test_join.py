@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
-import threading
-import time
 from typing import Any
 
 import numpy as np
@@ -205,44 +202,3 @@ def test_refuses_what_it_could_not_read(bad: str) -> None:
 def test_kinds_are_numpys() -> None:
     for kind in KINDS:
         assert np.dtype(kind).str[1:] == kind
-
-
-@pytest.mark.native("needs a join that takes a while")
-def test_others_run_and_signals_come_meanwhile() -> None:
-    """The pass holds no GIL, and a Ctrl-C ends it."""
-    count = 3_000_000
-    numbers = np.random.default_rng(1).permutation(count).astype("u4")
-    shifted = np.roll(numbers, count // 2)
-    join = Join(4, (), 4, 1, [("u4", False, 0, 1)], None, False)
-    ticks, over = [], threading.Event()
-
-    def tick() -> None:
-        while not over.is_set():
-            ticks.append(time.monotonic())
-            time.sleep(0.001)
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    thread = threading.Thread(target=tick)
-    thread.start()
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        began = time.monotonic()
-        join.differences(numbers, numbers, shifted, shifted)
-        took = time.monotonic() - began
-        # Within, not after it: what a held GIL would not let through.
-        assert sum(began + took / 4 < at < began + 3 * took / 4 for at in ticks) > 3
-        assert took > 0.2
-        signal.setitimer(signal.ITIMER_REAL, took / 8)
-        began = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            join.differences(numbers, numbers, shifted, shifted)
-        assert time.monotonic() - began < 0.8 * took
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        over.set()
-        thread.join()
-    assert join.differences(numbers, numbers, shifted, shifted) is None
-    assert (np.frombuffer(join.out, "u4", count) == 0).all() and not join.gone_count

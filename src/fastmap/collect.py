@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -159,7 +159,8 @@ class Delta:
     Memory is that of two readers, which take turns, and one row of result for each entry; it is
     used again by each read. It belongs to one thread at a time: a second one inside gets
     `RuntimeError`. An exception that leaves a read, KeyboardInterrupt included, loses nothing: the
-    next one tells what grew since the last that ended.
+    next one tells what grew since the last that ended; where that one just had, the exception
+    carries it as ``.batch``.
     """
 
     def __init__(self, source: Table | Reader, *, fields: Sequence[str] | None = None,
@@ -188,7 +189,8 @@ class Delta:
         self._join = Join(
             table.key_dtype.itemsize, table._key.padding, dtype.itemsize, max(cpus, 1), runs,
             self._columns, options["is_array"] and options.get("where") is None)
-        self._inside = Lock()
+        # One that its own thread may take again: a Ctrl-C can come just before it is given back.
+        self._inside = RLock()
         self.resets = 0
         first = Reader(table, **options)
         # The reader that is next, the last read, and what keeps that: changed all at once.
@@ -216,6 +218,7 @@ class Delta:
         """
         if not self._inside.acquire(blocking=False):
             raise RuntimeError("the delta is in use by another thread")
+        batch = None
         try:
             reader, last, spare = self._turn
             now = self._read(reader)
@@ -224,6 +227,10 @@ class Delta:
             self._turn = (spare, now, reader)
             self.resets += batch.resets
             return batch
+        except BaseException as error:
+            if batch is not None and self._turn[1] is not last:
+                error.batch = batch  # type: ignore[attr-defined]
+            raise
         finally:
             self._inside.release()
 

@@ -16,7 +16,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from fastmap._core.codec cimport data_of
-from fastmap._core.columns cimport Columns
+from fastmap._core.columns cimport Columns, _copy
 from fastmap._core.memory cimport Block
 from fastmap._core.syscall cimport look_for_signals
 
@@ -85,16 +85,6 @@ cdef inline uint64_t hashed(const char *key, Py_ssize_t size, uint64_t seed) noe
     return h
 
 
-cdef inline void load(char *number_at, const char *src, Py_ssize_t size,
-                      bint swapped) noexcept nogil:
-    cdef Py_ssize_t i
-    if swapped:
-        for i in range(size):
-            number_at[i] = src[size - 1 - i]
-    else:
-        memcpy(number_at, src, size)
-
-
 cdef inline bint quick(const char *now, const char *last, char *out, Py_ssize_t count, bint signed,
                        number *like) noexcept nogil:
     """Subtract a run of native numbers; tell whether one stepped back."""
@@ -132,8 +122,8 @@ cdef inline int careful(const char *now, const char *last, char *out, Py_ssize_t
         half = <number>(<number>1 << (8 * sizeof(number) - 1))
         close = <number>(<number>1 << (8 * sizeof(number) - 8))
     for i in range(count):
-        load(<char *>&a, now + i * sizeof(number), sizeof(number), swapped)
-        load(<char *>&b, last + i * sizeof(number), sizeof(number), swapped)
+        _copy(<char *>&a, now + i * sizeof(number), sizeof(number), swapped)
+        _copy(<char *>&b, last + i * sizeof(number), sizeof(number), swapped)
         d = <number>(a - b)
         if number is float or number is double:
             back = far = a < b
@@ -148,7 +138,7 @@ cdef inline int careful(const char *now, const char *last, char *out, Py_ssize_t
             seen |= 1
         elif back:
             seen |= 2
-        load(out + i * sizeof(number), <char *>&d, sizeof(number), swapped)
+        _copy(out + i * sizeof(number), <char *>&d, sizeof(number), swapped)
     return seen
 
 
@@ -157,10 +147,10 @@ cdef inline void added(char *to, const char *other, Py_ssize_t count, bint swapp
     cdef Py_ssize_t i
     cdef number a, b
     for i in range(count):
-        load(<char *>&a, to + i * sizeof(number), sizeof(number), swapped)
-        load(<char *>&b, other + i * sizeof(number), sizeof(number), swapped)
+        _copy(<char *>&a, to + i * sizeof(number), sizeof(number), swapped)
+        _copy(<char *>&b, other + i * sizeof(number), sizeof(number), swapped)
         a = <number>(a + b)
-        load(to + i * sizeof(number), <char *>&a, sizeof(number), swapped)
+        _copy(to + i * sizeof(number), <char *>&a, sizeof(number), swapped)
 
 
 cdef inline int apply(int what, const char *now, const char *last, char *out, const Run *run,
