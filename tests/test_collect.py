@@ -178,6 +178,18 @@ def test_a_reader_says_how_to_read(filled: Make) -> None:
     assert np.array_equal(kept.values, before.values)  # the reader's arrays are its own
 
 
+@pytest.mark.needs("in-kernel")
+def test_walks_in_the_kernel(filled: Make) -> None:
+    """Reads that a program does, which may repeat entries: each of the two has its own buffers."""
+    m = filled(5000, max_entries=8192)
+    delta = Delta(m.reader(via="kernel", exact=False))
+    keys = np.arange(5000, dtype="u8")
+    for turn in range(1, 4):
+        m.update_many(keys, 3 * keys + np.uint64(7 * turn))
+        batch = delta.read()
+        assert len(batch) == 5000 and (batch.values == 7).all() and not batch.complete
+
+
 def test_array_with_where_is_joined(make: Make) -> None:
     m = make("array", value="u4", max_entries=10)
     m.update_many([3, 4], [5, 5])

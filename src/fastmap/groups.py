@@ -110,10 +110,6 @@ def group_by(batch: Batch, fields: Columns, *, sum: Columns | None = None,
     ------
     TypeError, ValueError
         There is no such column, or it is no number.
-
-    Examples
-    --------
-    >>> by_process = group_by(delta.read(), "key.pid", sum="value.calls")  # doctest: +SKIP
     """
     asked = [(word, operation, path)
              for word, operation, paths in (("sum", np.add, sum), ("max", np.maximum, max),
