@@ -30,7 +30,7 @@ FLOORS = (
      " maps.slots maps.nested maps.references maps.storage maps.code maps.records maps.consumer"
      " maps.streams maps.perf maps.arena maps.families",),
     ("types token compatible objects",),
-    ("collect",),
+    ("groups histograms pressures collect",),
     ("prometheus", "fleet", "syscalls demo"),
     ("cli __main__",),
 )

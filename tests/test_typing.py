@@ -41,10 +41,13 @@ reveal_type(fastmap.possible_cpus())
 def use(m: fastmap.HashMap) -> None:
     reveal_type(m.snapshot())
     reveal_type(m.fileno())
+    reveal_type(fastmap.collect.Delta(m).read())
+    fastmap.nothing
     m.reader(chunk="many")
 """
 SAID = ['"int"', '"fastmap._core.program.Link"', '"tuple[int, ...]"', '"fastmap.maps.base.Batch"',
-        '"int"', 'Argument "chunk" to "reader"']
+        '"int"', '"fastmap.collect.DeltaBatch"', 'has no attribute "nothing"',
+        'Argument "chunk" to "reader"']
 
 
 def test_users_get_the_types(tmp_path: Path) -> None:

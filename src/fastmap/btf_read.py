@@ -7,7 +7,6 @@ import struct
 from array import array
 from collections.abc import Collection
 from contextlib import suppress
-from difflib import get_close_matches
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -229,6 +228,7 @@ class Types:
         names = self._names(kinds)
         if len(names) > _MAX_COMPARED:
             names = [each for each in names if each[:1] == name[:1]][:_MAX_COMPARED]
+        from difflib import get_close_matches  # importing it is dear, few need it
         return get_close_matches(name[:64], names, 5)
 
     def _names(self, kinds: Collection[Kind]) -> list[str]:

@@ -1,6 +1,17 @@
 """From rows as the kernel writes them to rows as the caller wants them."""
 
 from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy
+
+
+cdef inline void _copy(char *dst, const char *src, Py_ssize_t size, bint swapped) noexcept nogil:
+    # memcpy: fields of packed records lie anywhere.
+    cdef Py_ssize_t i
+    if swapped:
+        for i in range(size):
+            dst[i] = src[size - 1 - i]
+    else:
+        memcpy(dst, src, size)
 
 
 cdef struct Column:

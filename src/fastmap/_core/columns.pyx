@@ -75,16 +75,6 @@ cdef inline bint is_zero(const char *at, Py_ssize_t size) noexcept nogil:
     return True
 
 
-cdef inline void _copy(char *dst, const char *src, Py_ssize_t size, bint swapped) noexcept nogil:
-    # memcpy: fields of packed records lie anywhere.
-    cdef Py_ssize_t i
-    if swapped:
-        for i in range(size):
-            dst[i] = src[size - 1 - i]
-    else:
-        memcpy(dst, src, size)
-
-
 cdef inline void fold(const char *row, char *dst, const Column *column, Py_ssize_t cpus,
                       Py_ssize_t slot, Py_ssize_t value_size, number *like) noexcept nogil:
     """Reduce the numbers of `column` over the CPUs of one row."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from threading import Event
 from time import monotonic
@@ -76,6 +75,12 @@ class Batch:
         """Return a batch that owns copies: it stays as it is when a reader reads on."""
         return Batch(self.keys.copy(), self.values.copy(), complete=self.complete,
                      started_ns=self.started_ns, ended_ns=self.ended_ns,
+                     key_objects=self._key_objects)
+
+    def take(self, rows: npt.ArrayLike) -> Batch:
+        """Return a batch of the `rows` alone, an index array or a mask, with copies of its own."""
+        return Batch(self.keys[rows], self.values[rows],  # type: ignore[index]
+                     complete=self.complete, started_ns=self.started_ns, ended_ns=self.ended_ns,
                      key_objects=self._key_objects)
 
     def items(self) -> Iterator[tuple[Any, Any]]:
@@ -537,6 +542,8 @@ def in_threads(part: Callable[[int, int], int], count: int, threads: int) -> int
     """
     if threads < 1:
         raise ValueError(f"threads={threads}: at least 1")
+    # Here, where it is needed: importing it takes as long as a quarter of fastmap.
+    from concurrent.futures import ThreadPoolExecutor, wait
     edges = [count * i // threads for i in range(threads + 1)]
     interrupted = Event()
 

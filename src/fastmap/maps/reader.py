@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,6 +34,11 @@ class Reader:
                  where: Where = None, exact: bool = True, via: str | None = "syscall") -> None:
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk={chunk}: at least one entry")
+        # What makes another one like it, with buffers of its own.
+        self._source = source
+        self._options: dict[str, Any] = {
+            "is_array": is_array, "chunk": chunk, "reduce": reduce, "fields": fields,
+            "where": where, "exact": exact, "via": via}
         row = source._value
         cpus, stride = (row.cpus, row.stride) if isinstance(row, PerCpuCodec) else (0, row.size)
         columns, self._dtype, self._wide = plan(

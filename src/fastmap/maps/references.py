@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import operator
 import os
-import socket
 from typing import Any, ClassVar
 
 import numpy as np
@@ -175,7 +174,8 @@ class Devices(ByNumber):
     def _number(self, value: Any) -> int:
         if isinstance(value, str):
             try:
-                return socket.if_nametoindex(value)
+                from socket import if_nametoindex  # importing it is dear, few need it
+                return if_nametoindex(value)
             except OSError as error:
                 raise ValueError(f"no network device is called {value!r} in this thread's network "
                                  "namespace") from error
