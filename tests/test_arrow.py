@@ -302,6 +302,12 @@ def test_addresses_names_and_numbers_as_text() -> None:
     assert batch["mac"][1].as_py() == "01:02:03:04:05:06"
     plain = record_batch({"key": array["raw"]}, annotations={"key": "ipv4"})
     assert plain.to_pydict() == {"key": ["127.0.0.1"] * 2}
+    hops = np.zeros(1, [("hops", [("ip", "u1", (4,)), ("kind", "u1")], (2,))])
+    hops["hops"]["ip"][0, 1], hops["hops"]["kind"] = (10, 0, 0, 3), 1
+    inside = record_batch({"value": hops}, annotations={
+        "value.hops.ip": "ipv4", "value.hops.kind": {1: "router"}})
+    assert inside["hops"].to_pylist() == [[{"ip": "0.0.0.0", "kind": "router"},
+                                           {"ip": "10.0.0.3", "kind": "router"}]]
 
 
 @pytest.mark.parametrize(("dtype", "note"), [
@@ -339,9 +345,25 @@ def test_a_layout_names_enums_and_takes_bitfields_apart() -> None:
         assert [(each["source"], each["syn"], each["doff"]) for each in rows] == [
             (443, 1, 5), (443, 0, 5)]
         assert not {name for name in rows[0] if name.startswith("bits")}
+    with pytest.raises(ValueError, match="the layout of value is of"):
+        record_batch({"value": headers[["source"]]}, annotations={"value": layout})
     kinds = fastmap.btf_layout("bpf_map_type")
     column = record_batch({"value": np.array([1, 2], kinds.dtype)}, annotations={"value": kinds})
     assert column["value"].to_pylist() == ["BPF_MAP_TYPE_HASH", "BPF_MAP_TYPE_ARRAY"]
+
+
+def test_a_map_s_own_layout(make: Callable[..., Any]) -> None:
+    m = flows(make)
+    layouts = {side: fastmap.btf_layout(side, m) for side in ("key", "value")}
+    assert m.snapshot().to_arrow(annotations=layouts) == m.snapshot().to_arrow()
+    state = fastmap.btf.Layout(np.dtype([("state", "u4"), ("n", "u4")]),
+                               {"state": {"IDLE": 0, "BUSY": 1}})
+    each = make("percpu_hash", key="u4", value=state.dtype, max_entries=4)
+    each.update(3, (1, 2))
+    for options, name in (({}, "state"), ({"reduce": {"n": "sum"}}, "state"),
+                          ({"fields": ["value.state"], "reduce": "any"}, "state")):
+        batch = each.snapshot(**options).to_arrow(annotations={"value": state})
+        assert "BUSY" in str(batch[name].to_pylist()[0])
 
 
 @pytest.mark.parametrize(("notes", "error", "said"), [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -129,6 +130,16 @@ def test_rows_are_reduced_where_they_are(hosts: Fleet, flows: Any) -> None:
     one = fleet.snapshot(hosts.client, name="fleet_flows", reduce="sum", group_by=[],
                          aggregate={"bytes": "min"}, workers=["alpha"])
     assert one.table.to_pylist() == [{"host": "alpha", "bytes": 0}]
+
+
+def test_an_asynchronous_client_gets_a_coroutine(hosts: Fleet, flows: Any) -> None:
+    async def ask() -> fleet.Snapshot:
+        async with Client(hosts.client.scheduler.address, asynchronous=True) as client:
+            found: fleet.Snapshot = await fleet.snapshot(client, name="fleet_flows", reduce="sum")
+            return found
+
+    found = asyncio.run(ask())
+    assert len(found.table) == 30 and found.failures == ()
 
 
 def test_a_host_without_the_map_is_named(hosts: Fleet, flows: Any) -> None:

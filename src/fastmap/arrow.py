@@ -28,6 +28,7 @@ from fastmap.arrow_files import Writer, pyarrow
 from fastmap.btf import Layout
 from fastmap.btf_special import special_kind
 from fastmap.decode import DECODERS, check_how, decode
+from fastmap.dtypes import locate
 
 __all__ = ["Annotations", "Writer", "record_batch"]
 
@@ -59,7 +60,8 @@ def record_batch(
         - a mapping of numbers to names, or of names to numbers as `btf_layout` has it for an enum:
           a dictionary column. What has no name is its number.
         - what `fastmap.btf_layout` returns, for an array (or field) of its dtype: its enums become
-          dictionary columns, its bitfields columns in place of the integers they lie in.
+          dictionary columns, its bitfields columns in place of the integers they lie in. A layout
+          without bitfields also serves where `reduce=` or `fields=` has changed the dtype.
     copy : bool
         Whether all columns are copied; False leaves those where they are that lie in one piece
         (the batch holds a reference to the array then, and shows what is written to it later).
@@ -135,7 +137,9 @@ class _Conversion:
         if layout is None:
             return
         self.unused.discard(path)
-        if layout.dtype != array.dtype:
+        # A reduced batch has wider fields, or fewer: its enums are still known by their paths.
+        if layout.dtype != array.dtype and (
+                layout.bitfields or not any(_has(array.dtype, inner) for inner in layout.enums)):
             raise ValueError(f"the layout of {path} is of {layout.dtype}, not {array.dtype}")
         for inner, names in layout.enums.items():
             self.notes.setdefault(_joined(path, inner), _numbered(names))
@@ -298,6 +302,15 @@ def _byte_by_byte(pa: Any, rows: Array, width: int, note: str) -> Any:
 
 def _joined(path: str, inner: str) -> str:
     return f"{path}.{inner}" if inner else path
+
+
+def _has(dtype: np.dtype[Any], path: str) -> bool:
+    """Tell whether there is a field of that path."""
+    try:
+        locate(dtype, path)
+    except ValueError:
+        return False
+    return True
 
 
 def _cut(text: str) -> str:
