@@ -77,7 +77,9 @@ def test_a_map_s_batches_with_the_time_they_were_read(
     with Writer(tmp_path / f"map{ending}", annotations={"value": {0: "none"}}) as writer:
         for _ in range(3):
             writer.write(reader.read())
-        writer.write(m.snapshot())
+        batch = m.snapshot()
+        writer.write(batch)
+        batch.keys[:] = 0  # is in the file as it was
     table = read(tmp_path / f"map{ending}")
     assert sorted(table["key"].to_pylist()) == sorted([*range(1000)] * 4)
     assert set(table["value"].to_pylist()) == {"none", *(str(3 * i) for i in range(1, 1000))}

@@ -35,7 +35,7 @@ def pyarrow() -> Any:
 
 
 class _Batch(Protocol):
-    def to_arrow(self, *, annotations: Any = None) -> Any: ...
+    def to_arrow(self, *, annotations: Any = None, copy: bool) -> Any: ...
 
 
 class Writer:
@@ -132,7 +132,8 @@ class Writer:
         if isinstance(batch, pa.RecordBatch):
             rows = batch
         elif hasattr(batch, "to_arrow") and hasattr(batch, "__arrow_c_array__"):
-            rows = batch.to_arrow(annotations=self._annotations)
+            # Rows that wait for their row group must not change, nor hold a map's whole buffers.
+            rows = batch.to_arrow(annotations=self._annotations, copy=self._format == "parquet")
         else:
             rows = pa.record_batch(batch)
         if self._time_column is not None:
@@ -233,7 +234,8 @@ class Writer:
         for name in os.listdir(self._folder):
             if mine.fullmatch(name) is None:
                 continue
-            with suppress(FileNotFoundError, BlockingIOError):
+            # Gone, in use, or of another user.
+            with suppress(FileNotFoundError, BlockingIOError, PermissionError):
                 path = self._folder / name
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 try:

@@ -81,7 +81,8 @@ class Batch:
                      started_ns=self.started_ns, ended_ns=self.ended_ns,
                      key_objects=self._key_objects, owned=True)
 
-    def to_arrow(self, *, annotations: Mapping[str, Any] | None = None) -> Any:
+    def to_arrow(self, *, annotations: Mapping[str, Any] | None = None,
+                 copy: bool = False) -> Any:
         """Return the entries as a `pyarrow.RecordBatch` (``pip install 'fastmap[arrow]'``).
 
         Each field of key and value is a column: nested records are structs, the values of each CPU
@@ -93,6 +94,8 @@ class Batch:
         annotations : mapping, optional
             What columns mean, ``{"key.saddr": "ipv4", "value": btf_layout("value", m)}``: see
             `fastmap.arrow.record_batch`.
+        copy : bool
+            Whether to copy also what need not be.
 
         Returns
         -------
@@ -102,7 +105,7 @@ class Batch:
         """
         from fastmap.arrow import record_batch  # late: not part of `import fastmap`
         return record_batch({"key": self.keys, "value": self.values}, annotations=annotations,
-                            copy=not self._owned)
+                            copy=copy or not self._owned)
 
     def __arrow_c_array__(self, requested_schema: Any = None) -> tuple[Any, Any]:
         columns: tuple[Any, Any] = self.to_arrow().__arrow_c_array__(requested_schema)

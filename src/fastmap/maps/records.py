@@ -179,13 +179,15 @@ class StreamBatch:
                 found[tag] = self._gathered(offsets[which], dtype)
         return found
 
-    def to_arrow(self, *, annotations: Mapping[str, Any] | None = None) -> Any:
+    def to_arrow(self, *, annotations: Mapping[str, Any] | None = None, copy: bool = True) -> Any:
         """Return copies of the records as a `pyarrow.RecordBatch`; see `Batch.to_arrow`.
 
         Parameters
         ----------
         annotations : mapping, optional
             By paths such as ``"record.comm"``.
+        copy : bool
+            As for `Batch.to_arrow`; records are always copied.
 
         Raises
         ------
