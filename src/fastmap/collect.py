@@ -63,9 +63,10 @@ class DeltaBatch(Batch):
 
     def __init__(self, keys: Array, values: Array, *, complete: bool, started_ns: int,
                  ended_ns: int, key_objects: Callable[[Array], list[Any]] | None = None,
-                 seconds: float, new: Array, reset: Array, resets: int, gone: Array) -> None:
+                 seconds: float, new: Array, reset: Array, resets: int, gone: Array,
+                 owned: bool = False) -> None:
         super().__init__(keys, values, complete=complete, started_ns=started_ns,
-                         ended_ns=ended_ns, key_objects=key_objects)
+                         ended_ns=ended_ns, key_objects=key_objects, owned=owned)
         self.seconds = seconds
         self.new = new
         self.reset = reset
@@ -82,7 +83,7 @@ class DeltaBatch(Batch):
             self.keys[chosen], self.values[chosen], complete=self.complete,
             started_ns=self.started_ns, ended_ns=self.ended_ns, key_objects=self._key_objects,
             seconds=self.seconds, new=self.new[chosen], reset=self.reset[chosen],
-            resets=self.resets, gone=self.gone.copy())
+            resets=self.resets, gone=self.gone.copy(), owned=True)
 
     def copy(self) -> DeltaBatch:
         """Return a batch that owns copies: it stays as it is when the map is read on."""
@@ -90,7 +91,7 @@ class DeltaBatch(Batch):
             self.keys.copy(), self.values.copy(), complete=self.complete,
             started_ns=self.started_ns, ended_ns=self.ended_ns, key_objects=self._key_objects,
             seconds=self.seconds, new=self.new.copy(), reset=self.reset.copy(),
-            resets=self.resets, gone=self.gone.copy())
+            resets=self.resets, gone=self.gone.copy(), owned=True)
 
     def __repr__(self) -> str:
         return (f"<fastmap.DeltaBatch of {len(self)} over {self.seconds:.3f} s: "

@@ -143,7 +143,7 @@ def group_by(batch: Batch, fields: Columns, *, sum: Columns | None = None,
     if isinstance(fields, str) and keys.dtype.names is not None:
         keys = np.ascontiguousarray(keys[keys.dtype.names[0]])
     return Batch(keys, values, complete=batch.complete, started_ns=batch.started_ns,
-                 ended_ns=batch.ended_ns)
+                 ended_ns=batch.ended_ns, owned=True)
 
 
 def top(batch: Batch, n: int, by: str) -> Batch:

@@ -39,6 +39,8 @@ cdef class Columns:
     cdef Py_ssize_t slot
     cdef Py_ssize_t value_size
     cdef readonly Py_ssize_t out_size
+    # Whether its columns are copied as they are, all of them.
+    cdef bint copies
     cdef bint filtered
     cdef bint filter_key
     cdef Column filter

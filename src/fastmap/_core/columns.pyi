@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from typing_extensions import disjoint_base
 
 #: op, kind, swapped, src, dst, count
@@ -24,3 +26,10 @@ class Columns:
     @property
     def out_size(self) -> int: ...
     def keep(self, column: _Column, compare: str, on_key: bool, bound: Any) -> None: ...
+
+def copy_columns(
+    sources: Sequence[npt.NDArray[Any]], outs: Sequence[npt.NDArray[Any]]
+) -> None: ...
+def cut(
+    source: npt.NDArray[Any], ends: npt.NDArray[np.int32], out: npt.NDArray[np.uint8]
+) -> bool: ...

@@ -1,15 +1,21 @@
-"""From rows as the kernel writes them to rows as the caller wants them.
+"""From rows as the kernel writes them to rows, or columns, as the caller wants them.
 
 `Columns` reduces per-CPU values over their CPUs, keeps chosen fields, and drops rows that a
 condition does not pass, row by row, without the GIL. A column is one run of equal numbers (or of
 bytes) at a fixed place of the value; what a dtype and a user's words mean in columns is worked out
-once, in `fastmap.dtypes`.
+once, in `fastmap.dtypes`. `copy_columns` and `cut` take rows apart into columns of their own.
 """
 
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport (
-    int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t)
+    int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t)
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memchr, memcmp, memcpy, memmove, memset
+
+cdef extern from *:
+    uint16_t __builtin_bswap16(uint16_t) noexcept nogil
+    uint32_t __builtin_bswap32(uint32_t) noexcept nogil
+    uint64_t __builtin_bswap64(uint64_t) noexcept nogil
 
 ctypedef fused number:
     int8_t
@@ -73,6 +79,48 @@ cdef inline bint is_zero(const char *at, Py_ssize_t size) noexcept nogil:
         at += 1
         size -= 1
     return True
+
+
+ctypedef fused word:
+    uint16_t
+    uint32_t
+    uint64_t
+
+
+cdef inline void _spread(const char *src, Py_ssize_t src_step, char *dst, Py_ssize_t dst_step,
+                         bint swapped, Py_ssize_t count, word *like) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef word each
+    for i in range(count):
+        memcpy(&each, src + i * src_step, sizeof(word))
+        if swapped:
+            if word is uint16_t:
+                each = __builtin_bswap16(each)
+            elif word is uint32_t:
+                each = __builtin_bswap32(each)
+            else:
+                each = __builtin_bswap64(each)
+        memcpy(dst + i * dst_step, &each, sizeof(word))
+
+
+cdef void gather(const char *src, Py_ssize_t src_step, char *dst, Py_ssize_t dst_step,
+                 Py_ssize_t size, bint swapped, Py_ssize_t count) noexcept nogil:
+    """Copy `count` items of `size` bytes that lie `src_step` apart to places `dst_step` apart."""
+    cdef Py_ssize_t i
+    if not swapped and src_step == size == dst_step:
+        memcpy(dst, src, size * count)
+    elif size == 8:
+        _spread(src, src_step, dst, dst_step, swapped, count, <uint64_t *>NULL)
+    elif size == 4:
+        _spread(src, src_step, dst, dst_step, swapped, count, <uint32_t *>NULL)
+    elif size == 2:
+        _spread(src, src_step, dst, dst_step, swapped, count, <uint16_t *>NULL)
+    elif size == 1:
+        for i in range(count):
+            dst[i * dst_step] = src[i * src_step]
+    else:
+        for i in range(count):
+            _copy(dst + i * dst_step, src + i * src_step, size, swapped)
 
 
 cdef inline void fold(const char *row, char *dst, const Column *column, Py_ssize_t cpus,
@@ -212,6 +260,7 @@ cdef class Columns:
         self.slot = slot
         self.value_size = value_size
         self.out_size = out_size
+        self.copies = all(column[0] == "copy" for column in columns)
 
     def __dealloc__(self):
         free(self.columns)
@@ -305,7 +354,16 @@ cdef class Columns:
 
         `out` may be `rows` where nothing but whole values is copied.
         """
-        cdef Py_ssize_t i, kept = 0
+        cdef Py_ssize_t i, some, kept = 0
+        if self.copies and not self.filtered and out != rows:
+            while kept < count:
+                some = min(count - kept, _rows_at_once(row_size))
+                for i in range(self.used):
+                    gather(rows + kept * row_size + self.columns[i].src, row_size,
+                           out + kept * self.out_size + self.columns[i].dst, self.out_size,
+                           self.columns[i].count, False, some)
+                kept += some
+            return count
         for i in range(count):
             if self.filtered:
                 if not self.keeps(keys + i * key_size, rows + i * row_size):
@@ -328,3 +386,156 @@ cdef int _set(Column *column, given) except -1:
     if column.kind == 10 and column.op not in (COPY, ANY):
         raise ValueError(f"{op!r} of bytes")
     return 0
+
+
+cdef inline Py_ssize_t _rows_at_once(Py_ssize_t row_size) noexcept nogil:
+    """How many rows stay in the nearest cache while one column after the other is taken."""
+    return max(16384 // max(row_size, 1), 16)
+
+
+cdef struct Job:
+    const char *src
+    char *dst
+    Py_ssize_t row_step
+    # So many items in a row, and how far apart.
+    Py_ssize_t items
+    Py_ssize_t item_step
+    Py_ssize_t size
+    bint swapped
+
+
+cdef void _work(const Job *job, Py_ssize_t start, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef Py_ssize_t width = job.items * job.size
+    cdef const char *src = job.src + start * job.row_step
+    cdef char *dst = job.dst + start * width
+    if job.items == 1:
+        gather(src, job.row_step, dst, job.size, job.size, job.swapped, count)
+    elif job.row_step == job.items * job.item_step:
+        gather(src, job.item_step, dst, job.size, job.size, job.swapped, count * job.items)
+    else:
+        for i in range(count):
+            gather(src + i * job.row_step, job.item_step, dst + i * width, job.size, job.size,
+                   job.swapped, job.items)
+
+
+cdef bint _job(Job *job, source, out) except -1:
+    """Tell how `source` is copied to `out`; False where numpy has to."""
+    cdef Py_ssize_t size = source.dtype.itemsize
+    cdef bint swapped = not source.dtype.isnative
+    cdef Py_ssize_t items = 1, item_step = 0
+    if swapped and source.dtype.kind not in "iufmM":
+        return False
+    # From the innermost axis on: what lies together in a row is one item; one axis may be left.
+    for extent, step in zip(reversed(source.shape[1:]), reversed(source.strides[1:])):
+        if extent == 1:
+            continue
+        if items == 1 and step == size and not swapped:
+            size *= extent
+        elif items == 1 or step == items * item_step:
+            item_step = item_step if items > 1 else step
+            items *= extent
+        else:
+            return False
+    job.src = <const char *><uintptr_t>source.__array_interface__["data"][0]
+    job.dst = <char *><uintptr_t>out.__array_interface__["data"][0]
+    job.row_step = source.strides[0]
+    job.items = items
+    job.item_step = item_step
+    job.size = size
+    job.swapped = swapped
+    return True
+
+
+def copy_columns(sources, outs):
+    """Copy each of `sources` to the one of `outs` beside it, in one pass over all of their rows.
+
+    Without the GIL, which is given up once for each 256 MiB.
+
+    Parameters
+    ----------
+    sources : sequence of ndarray
+        ``(n, ...)``, all of one n, any strides and byte order; no records, no objects.
+    outs : sequence of ndarray
+        Each of the shape of its source, of its dtype in native byte order, C-contiguous.
+    """
+    cdef Py_ssize_t n, i, used = 0, start = 0, stop, some, at_once, row = 1
+    cdef Job *jobs
+    if not sources:
+        return
+    n = len(sources[0])
+    for source, out in zip(sources, outs, strict=True):
+        if (len(source) != n or source.shape != out.shape or source.dtype.hasobject
+                or source.dtype.newbyteorder("=") != out.dtype or not out.flags.c_contiguous
+                or not out.flags.writeable):
+            raise ValueError(f"a column of {source.dtype} {source.shape} for one of {out.dtype} "
+                             f"{out.shape}, of {n} rows")
+    jobs = <Job *>calloc(len(sources), sizeof(Job))
+    if jobs == NULL:
+        raise MemoryError("columns")
+    try:
+        for source, out in zip(sources, outs):
+            if not source.size:
+                continue
+            if _job(&jobs[used], source, out):
+                row = max(row, abs(jobs[used].row_step))
+                used += 1
+            else:
+                out[...] = source
+        at_once = _rows_at_once(row)
+        while start < n and used:
+            stop = min(n, start + max((256 << 20) // row, 1))
+            with nogil:
+                while start < stop:
+                    some = min(stop - start, at_once)
+                    for i in range(used):
+                        _work(&jobs[i], start, some)
+                    start += some
+            PyErr_CheckSignals()
+    finally:
+        free(jobs)
+
+
+def cut(source, ends, out):
+    """Write the text of each row, up to its first NUL, one behind the other.
+
+    Parameters
+    ----------
+    source : ndarray
+        ``(n,)`` of bytes or void, any strides.
+    ends : ndarray of int32
+        ``(n + 1,)``: receives 0, and where each text ends.
+    out : ndarray of uint8
+        Room for n times the item size, which fits int32.
+
+    Returns
+    -------
+    ascii : bool
+        Whether no byte is above 127.
+    """
+    cdef Py_ssize_t size = source.dtype.itemsize, n = len(source), step, i, j
+    cdef const char *src
+    cdef const char *nul
+    cdef char *to
+    cdef int32_t *end
+    cdef int32_t at = 0
+    cdef uint8_t high = 0
+    if source.ndim != 1 or ends.dtype != "i4" or len(ends) != n + 1 or out.dtype != "u1" \
+            or out.size != n * size or n * size > 0x7fffffff \
+            or not (ends.flags.c_contiguous and out.flags.c_contiguous):
+        raise ValueError(f"{n} texts of {size} bytes for {len(ends)} ends and {out.size} bytes")
+    step = source.strides[0]
+    src = <const char *><uintptr_t>source.__array_interface__["data"][0]
+    end = <int32_t *><uintptr_t>ends.__array_interface__["data"][0]
+    to = <char *><uintptr_t>out.__array_interface__["data"][0]
+    with nogil:
+        end[0] = 0
+        for i in range(n):
+            nul = <const char *>memchr(src, 0, size)
+            for j in range(size if nul == NULL else nul - src):
+                high |= <uint8_t>src[j]
+                to[at] = src[j]
+                at += 1
+            end[i + 1] = at
+            src += step
+    return high < 128

@@ -179,6 +179,39 @@ class StreamBatch:
                 found[tag] = self._gathered(offsets[which], dtype)
         return found
 
+    def to_arrow(self, *, annotations: Mapping[str, Any] | None = None, copy: bool = True) -> Any:
+        """Return copies of the records as a `pyarrow.RecordBatch`; see `Batch.to_arrow`.
+
+        Parameters
+        ----------
+        annotations : mapping, optional
+            By paths such as ``"record.comm"``.
+        copy : bool
+            As for `Batch.to_arrow`; records are always copied.
+
+        Raises
+        ------
+        ValueError
+            As `records`. Of several kinds, each array of `split` has columns of its own:
+            ``fastmap.arrow.record_batch({"record": batch.split()[kind]})``.
+        """
+        from fastmap.arrow import record_batch  # late: not part of `import fastmap`
+        if self._kinds.each:
+            raise ValueError("records of several kinds have several sorts of columns: take those "
+                             "of one, fastmap.arrow.record_batch({'record': batch.split()[kind]})")
+        sides = {"record": self.records}
+        if self.cpu is not None:
+            sides["cpu"] = self.cpu
+        return record_batch(sides, annotations=annotations)
+
+    def __arrow_c_array__(self, requested_schema: Any = None) -> tuple[Any, Any]:
+        columns: tuple[Any, Any] = self.to_arrow().__arrow_c_array__(requested_schema)
+        return columns
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        from fastmap.arrow import stream
+        return stream(self.to_arrow(), requested_schema)
+
     def copy(self) -> StreamBatch:
         """Return a batch that owns copies: it stays as it is when the ring goes on."""
         if self._offsets is None and self._length % 8 == 0:

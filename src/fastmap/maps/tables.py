@@ -229,6 +229,7 @@ class Table(Map):
         batch = None
         try:
             batch = read(reader)
+            batch._owned = True
             reader.release()
             if reader.nbytes <= KEPT_BYTES:
                 # Two: `batch = m.drain()` still holds the last batch while it makes the next.

@@ -1,0 +1,354 @@
+"""Arrow in files, as a running collector writes them: rotated, and never torn."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import string
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from fcntl import LOCK_EX, LOCK_NB, flock
+from itertools import count
+from pathlib import Path
+from secrets import token_hex
+from time import monotonic, monotonic_ns, time_ns
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+#: The format of a file, by how its name ends.
+FORMATS = {".parquet": "parquet", ".arrows": "ipc"}
+#: Bytes that wait for the next row group of a Parquet file.
+ROW_GROUP_BYTES = 64 << 20
+
+
+def pyarrow() -> Any:
+    """Return the module; where there is none, the error says how to get it."""
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise ImportError(f"Arrow needs pyarrow: pip install 'fastmap[arrow]' ({error})",
+                          name="pyarrow") from None
+    return pyarrow
+
+
+class _Batch(Protocol):
+    def to_arrow(self, *, annotations: Any = None, copy: bool) -> Any: ...
+
+
+class Writer:
+    """Writes batches to Parquet files or Arrow IPC streams, one after the other.
+
+    What stands under its final name is whole, whenever the process is killed or the machine stops:
+    a file has another name in the same folder, is written to disk, and only then gets its own.
+    What was left behind by a writer that was killed is removed by the next one of the same path.
+
+    Parameters
+    ----------
+    path : path
+        The name may hold ``{time}``, when the file was begun (UTC, ``20260131T235959Z``), and
+        ``{number}``, counted up from 000000: these never replace a file, they take the next
+        number, or a further one behind the time. A path without is one file, which is replaced
+        when the writer is closed.
+    format : {"parquet", "ipc"}, optional
+        Or by the name: ``.parquet``, ``.arrows``. An IPC stream has each batch as it comes;
+        Parquet gathers them to row groups of 64 MiB.
+    rotate_seconds, rotate_bytes : float, int, optional
+        A file is finished once it is so old, or so large. It is looked at with each `write`.
+    annotations : mapping, optional
+        For batches of fastmap, as `Batch.to_arrow` takes it.
+    time_column : str or None
+        A column that is put first: when the batch was read (else, when it is written).
+
+    Attributes
+    ----------
+    last : Path or None
+        The last file that was finished.
+
+    Notes
+    -----
+    ``close()``, also on the way out of a ``with`` that an exception leaves, finishes the file: all
+    that `write` has taken is in it. Where writing itself fails (no space), what is unfinished is
+    removed, and the next `write` begins a new file. A Ctrl-C waits until a write is over. One
+    thread at a time.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, format: str | None = None,
+                 rotate_seconds: float | None = None, rotate_bytes: int | None = None,
+                 annotations: Mapping[str, Any] | None = None,
+                 time_column: str | None = "time") -> None:
+        pyarrow()
+        where = Path(path)
+        self._folder, self._pattern = where.parent, where.name
+        self._format = _format(where, format)
+        self._places = _places(where)
+        for what, limit in (("rotate_seconds", rotate_seconds), ("rotate_bytes", rotate_bytes)):
+            if limit is None:
+                continue
+            if isinstance(limit, bool) or not isinstance(limit, (int, float)):
+                raise TypeError(f"{what} is a number, not {limit!r}")
+            if limit <= 0:
+                raise ValueError(f"{what}={limit}: more than 0")
+            if not self._places:
+                raise ValueError(f"{what} needs a name for each file: put {{time}} or {{number}} "
+                                 f"into {self._pattern!r}")
+        self._seconds, self._bytes = rotate_seconds, rotate_bytes
+        self._annotations = annotations
+        self._time_column = time_column
+        self._schema: Any = None
+        self._file: _File | None = None
+        self._number = 0
+        self.last: Path | None = None
+        self.closed = False
+        self._sweep()
+
+    def write(self, batch: _Batch | Any) -> None:
+        """Write a batch of fastmap, or anything that pyarrow takes as a RecordBatch.
+
+        Raises
+        ------
+        ValueError
+            Its columns are not those of the first batch; or the writer is closed.
+        OSError
+            The file cannot be written; what was in it is lost.
+        """
+        if self.closed:
+            raise ValueError("the writer is closed")
+        rows = self._rows(batch)
+        with _uninterrupted():
+            if self._old():
+                self._finish()
+            if rows.num_rows:
+                self._file = self._file or _File(self._temporary, self._format, rows.schema,
+                                                 self._bytes or ROW_GROUP_BYTES)
+                self._guarded(lambda file: file.write(rows))
+            if self._old():
+                self._finish()
+
+    def _rows(self, batch: Any) -> Any:
+        pa = pyarrow()
+        if isinstance(batch, pa.RecordBatch):
+            rows = batch
+        elif hasattr(batch, "to_arrow") and hasattr(batch, "__arrow_c_array__"):
+            # Rows that wait for their row group must not change, nor hold a map's whole buffers.
+            rows = batch.to_arrow(annotations=self._annotations, copy=self._format == "parquet")
+        else:
+            rows = pa.record_batch(batch)
+        if self._time_column is not None:
+            if self._time_column in rows.schema.names:
+                raise ValueError(f"there is a column {self._time_column!r} already: give "
+                                 "time_column= another name, or None")
+            ended = getattr(batch, "ended_ns", 0)
+            when = time_ns() - (monotonic_ns() - ended if ended else 0)
+            kind = pa.timestamp("ns", tz="UTC")
+            times = pa.repeat(pa.scalar(when, kind), rows.num_rows)
+            rows = pa.RecordBatch.from_arrays(
+                [times, *rows.columns], schema=pa.schema([(self._time_column, kind), *rows.schema]))
+        if self._schema is None:
+            self._schema = rows.schema
+        elif rows.schema != self._schema:
+            raise ValueError(f"the columns of a batch differ from the first one's:\n{rows.schema}\n"
+                             f"not:\n{self._schema}")
+        return rows
+
+    def rotate(self) -> Path | None:
+        """Finish the file that is being written, if there is one; return its path."""
+        with _uninterrupted():
+            return self._finish()
+
+    def close(self) -> None:
+        """Finish the last file. A second call does nothing."""
+        self.closed = True
+        self.rotate()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def _old(self) -> bool:
+        file = self._file
+        return file is not None and (
+            self._seconds is not None and monotonic() >= file.began + self._seconds
+            or self._bytes is not None and file.size >= self._bytes)
+
+    def _guarded(self, work: Callable[[_File], None]) -> None:
+        """Do something with the file; remove it where that fails."""
+        file = self._file
+        assert file is not None
+        try:
+            work(file)
+        except BaseException:
+            self._file = None
+            file.discard()
+            raise
+
+    def _finish(self) -> Path | None:
+        if self._file is None:
+            return None
+        self._guarded(lambda file: file.finish(self._published))
+        self._file = None
+        return self.last
+
+    def _published(self, file: _File) -> None:
+        """Give a whole file its name."""
+        final = self._folder / self._pattern
+        if not self._places:
+            os.replace(file.path, final)
+        else:
+            for final in self._names(file):
+                # A link, unlike a rename, never replaces what another writer has put there.
+                with suppress(FileExistsError):
+                    os.link(file.path, final)
+                    break
+            os.unlink(file.path)
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        self.last = final
+
+    def _names(self, file: _File) -> Iterator[Path]:
+        time = file.time.strftime("%Y%m%dT%H%M%SZ")
+        for again in count():
+            name = Path(self._pattern.format(time=time, number=f"{self._number:06}"))
+            if "number" in self._places:
+                self._number += 1
+            elif again:
+                name = name.with_stem(f"{name.stem}-{again}")
+            yield self._folder / name
+
+    def _temporary(self) -> Path:
+        plain = self._pattern.replace("{", "").replace("}", "")
+        return self._folder / f".{plain}.{token_hex(8)}.tmp"
+
+    def _sweep(self) -> None:
+        """Remove the temporary files of writers that were killed: nobody holds their locks."""
+        plain = self._pattern.replace("{", "").replace("}", "")
+        mine = re.compile(rf"\.{re.escape(plain)}\.[0-9a-f]{{16}}\.tmp")
+        for name in os.listdir(self._folder):
+            if mine.fullmatch(name) is None:
+                continue
+            # Gone, in use, or of another user.
+            with suppress(FileNotFoundError, BlockingIOError, PermissionError):
+                path = self._folder / name
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    flock(fd, LOCK_EX | LOCK_NB)
+                    os.unlink(path)
+                finally:
+                    os.close(fd)
+
+
+class _File:
+    """A file that is being written, under a name of its own; locked for as long."""
+
+    def __init__(self, name: Callable[[], Path], format: str, schema: Any, held: int) -> None:
+        self.began = monotonic()
+        self.time = datetime.now(UTC)
+        while True:
+            self.path = name()
+            self._file = open(self.path, "xb")  # noqa: SIM115  # closed by finish and discard
+            flock(self._file.fileno(), LOCK_EX)
+            if os.fstat(self._file.fileno()).st_nlink:
+                break
+            self._file.close()  # swept away before it was locked
+        self._schema = schema
+        self._held: list[Any] = []
+        self._waiting, self._most = 0, min(held, ROW_GROUP_BYTES)
+        try:
+            self._writer = self._opened(format, schema)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _opened(self, format: str, schema: Any) -> Any:
+        self._gathers = format == "parquet"
+        if self._gathers:
+            from pyarrow import parquet
+            return parquet.ParquetWriter(self._file, schema)
+        from pyarrow import ipc
+        return ipc.new_stream(self._file, schema)
+
+    @property
+    def size(self) -> int:
+        """Bytes that are written."""
+        return self._file.tell()
+
+    def write(self, rows: Any) -> None:
+        if not self._gathers:
+            self._writer.write_batch(rows)
+            return
+        self._held.append(rows)
+        self._waiting += rows.nbytes
+        if self._waiting >= self._most:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._held:
+            table = pyarrow().Table.from_batches(self._held, self._schema).unify_dictionaries()
+            self._writer.write_table(table, row_group_size=len(table))
+            self._held, self._waiting = [], 0
+
+    def finish(self, publish: Callable[[_File], None]) -> None:
+        """Write what is left to disk, and let `publish` give the file its name."""
+        self._flush()
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        publish(self)
+        self._file.close()
+
+    def discard(self) -> None:
+        """Remove the file."""
+        with suppress(FileNotFoundError):  # it may have its name already
+            os.unlink(self.path)
+        self._held = []
+        with suppress(OSError):  # what is not written any more need not be
+            self._file.close()
+
+
+def _format(where: Path, format: str | None) -> str:
+    if format is None:
+        format = FORMATS.get(where.suffix)
+        if format is None:
+            raise ValueError(f"{where.name!r} ends with none of {', '.join(FORMATS)}: give format=")
+    if format not in FORMATS.values():
+        raise ValueError(f"format={format!r}: one of {', '.join(FORMATS.values())}")
+    return format
+
+
+def _places(where: Path) -> set[str]:
+    """Return the words in braces of a file's name."""
+    try:
+        found = {word for _, word, how, convert in string.Formatter().parse(where.name)
+                 if word is not None and not how and not convert}
+        odd = {word for _, word, *_ in string.Formatter().parse(str(where.parent)) if word}
+        where.name.format(time="", number="")
+    except (ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"{str(where)!r}: braces hold time or number ({error})") from None
+    if odd:
+        raise ValueError(f"{str(where)!r}: {{{min(odd)}}} goes into the name, not the folder")
+    return found
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keep a Ctrl-C until the block is over: it must not leave half a row group in a file."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])
