@@ -25,13 +25,13 @@ FLOORS = (
      " _core.walk _core.mount _core.ring _core.user_ring _core.perf _core.join dtypes btf_special"
      " btf_build btf_read btf elf asm touching loops walks"
      " counting",),
-    ("features accel", "arrow", "mounts inventory"),
+    ("features accel", "arrow", "mounts inventory", "syscalls decode"),
     ("maps.rules maps.base maps.reader maps.variables maps.tables maps.arrays maps.trie maps.queues"
      " maps.slots maps.nested maps.references maps.storage maps.code maps.records maps.consumer"
      " maps.streams maps.perf maps.arena maps.families",),
     ("types token compatible objects",),
     ("collect",),
-    ("prometheus", "fleet", "syscalls demo"),
+    ("prometheus", "fleet", "demo"),
     ("cli __main__",),
 )
 #: Of fastmap, the compiled core imports only this floor.

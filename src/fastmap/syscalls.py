@@ -1,4 +1,4 @@
-"""Names of the system calls by number, for what the demo shows."""
+"""Names of the system calls by number."""
 
 from __future__ import annotations
 
