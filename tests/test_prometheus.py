@@ -295,15 +295,25 @@ def test_places_that_are_free_are_given_to_what_is_new(table: Any) -> None:
 
 
 def test_what_comes_and_goes_is_forgotten(make: Callable[..., Any]) -> None:
-    m = make("hash", key="u4", value="u8", max_entries=200)
-    source = collector({"id": m.id, "labels": ["flow"], "gauges": [{"name": "sent", "help": "S."}]})
-    for start in range(0, 5000, 100):
+    """Places, too, also of the labels with `le`: others have them then."""
+    m = make("hash", key="u4", value=[("sent", "u8"), ("slots", "u4", 1)], max_entries=200)
+    source = collector({"id": m.id, "max_series": 150, "labels": ["flow"],
+                        "gauges": [{"name": "sent", "help": "S.", "field": "sent"}],
+                        "histograms": [{"name": "size", "help": "S.", "field": "slots",
+                                        "bucket_max": 0}]})
+    values = np.zeros(100, m.value_dtype)
+    for start in range(0, 2000, 50):
         m.clear()
         keys = np.arange(start, start + 100)
-        m.update_many(keys, keys)
+        values["sent"] = values["slots"][:, 0] = keys
+        m.update_many(keys, values)
         assert series(source, "sent") == {str(key): key for key in keys}
+        assert series(source, "size_bucket") == {
+            (str(key), le): key for key in keys for le in ("1.0", "+Inf")}
     (labels,) = {metric.labels for metric in source._maps[0]._metrics}
-    assert len(labels.series._known) <= 400 and len(labels.series.labels) <= 400
+    kept = labels.series
+    assert len(kept.labels) <= 151 and len(kept._places) <= 201
+    assert len(kept._known) == len(kept._numbers) - 1 == len(kept._texts) == 100
 
 
 # ---- maps that come and go ---------------------------------------------------------------------

@@ -25,14 +25,18 @@ class Series:
 
     def __init__(self, names: tuple[str, ...], limit: int, overflow: str) -> None:
         self._names = names
-        self._limit = limit
-        #: By place.
+        #: By place; those of free places are left over.
         self.labels: list[dict[str, str]] = [dict.fromkeys(names, overflow)]
+        self.overflowed = False
+        self._extended: dict[Any, tuple[list[dict[str, str]], list[list[dict[str, str]]]]] = {}
+        self._room = limit
+        self._free_places: list[int] = []
+        #: By number; with spare numbers likewise.
+        self._places = [0]
+        self._spare: list[int] = []
         self._known: dict[bytes, int] = {}
         self._numbers: dict[tuple[str, ...], int] = {(overflow,) * len(names): 0} if names else {}
-        self._places = [0]
-        self._extended: dict[Any, list[list[dict[str, str]]]] = {}
-        self.overflowed = False
+        self._texts: dict[int, tuple[str, ...]] = {}
 
     def places(self, rows: list[bytes], texts: Callable[[list[int]], Iterable[tuple[str, ...]]],
                weights: Callable[[], Column]) -> Column:
@@ -46,59 +50,71 @@ class Series:
         weights : callable
             Gives how large each row is.
         """
-        numbers = list(map(self._known.get, rows))
+        numbers: list[Any] = list(map(self._known.get, rows))
         new = [i for i, number in enumerate(numbers) if number is None] if None in numbers else []
         if new or len(self._known) > 2 * len(rows) + 64:
             self._forget(rows, numbers)
-            self._add(rows, new, list(texts(new)), weights)
-            numbers = [self._known[row] for row in rows]
+            self._add(rows, numbers, new, list(texts(new)), weights)
         found: Column = np.array(self._places)[np.array(numbers, np.intp)]
         return found
 
-    def _forget(self, rows: list[bytes], numbers: list[int | None]) -> None:
-        """Give up what is gone from the map, where it is half of all or takes up needed places."""
-        live = {0, *numbers} - {None}
-        gone = len(self._places) - len(live)
-        full = len(self.labels) > self._limit
-        if not (full and gone or gone > len(live) + 64
-                or len(self._known) > 2 * len(rows) + 64):
-            return
-        kept = sorted(number for number in live if number is not None)
-        renumbered = {old: new for new, old in enumerate(kept)}
-        places = sorted({self._places[old] for old in kept})
-        moved = {old: new for new, old in enumerate(places)}
-        self.labels = [self.labels[place] for place in places]
-        self._places = [moved[self._places[old]] for old in kept]
-        self._numbers = {text: renumbered[old] for text, old in self._numbers.items()
-                         if old in renumbered}
-        self._known = {row: renumbered[old] for row, old in zip(rows, numbers, strict=True)
-                       if old is not None}
-        self._extended.clear()
+    def _forget(self, rows: list[bytes], numbers: list[Any]) -> None:
+        """Give up what is gone from the map: its places are for what is new."""
+        for row in self._known.keys() - rows:
+            del self._known[row]
+        for number in self._texts.keys() - numbers:
+            del self._numbers[self._texts.pop(number)]
+            self._spare.append(number)
+            if place := self._places[number]:
+                self._free_places.append(place)
+                self._room += 1
 
-    def _add(self, rows: list[bytes], new: list[int], texts: list[tuple[str, ...]],
-             weights: Callable[[], Column]) -> None:
-        unseen = {text: 0.0 for text in texts if text not in self._numbers}
-        room = self._limit + 1 - len(self.labels)
-        admitted: Iterable[tuple[str, ...]] = unseen
-        if len(unseen) > room:
-            for text, weight in zip(texts, weights()[new].tolist(), strict=True):
-                if text in unseen:
-                    unseen[text] += weight
-            admitted = set(nlargest(room, unseen, key=unseen.__getitem__))
-            self.overflowed = True
-        for text in unseen:
-            self._numbers[text] = len(self._places)
-            if text in admitted:
-                self._places.append(len(self.labels))
-                self.labels.append(dict(zip(self._names, text, strict=True)))
-            else:
-                self._places.append(0)
+    def _add(self, rows: list[bytes], numbers: list[Any], new: list[int],
+             texts: list[tuple[str, ...]], weights: Callable[[], Column]) -> None:
+        chosen = None if len(new) <= self._room else self._largest(texts, weights()[new].tolist())
         for i, text in zip(new, texts, strict=True):
-            self._known[rows[i]] = self._numbers[text]
+            number = self._numbers.get(text)
+            if number is None:
+                number = self._enter(text, chosen is None or text in chosen)
+            self._known[rows[i]] = numbers[i] = number
+
+    def _largest(self, texts: list[tuple[str, ...]], weights: list[float]) -> set[tuple[str, ...]]:
+        """Return those of the label values without a number that there is room for."""
+        unseen: dict[tuple[str, ...], float] = {}
+        for text, weight in zip(texts, weights, strict=True):
+            if text not in self._numbers:
+                unseen[text] = unseen.get(text, 0.0) + weight
+        self.overflowed |= len(unseen) > self._room
+        return set(nlargest(self._room, unseen, key=unseen.__getitem__))
+
+    def _enter(self, text: tuple[str, ...], own: bool) -> int:
+        """Give label values a number, and with `own` a place of their own."""
+        place = 0
+        if own:
+            self._room -= 1
+            labels = dict(zip(self._names, text, strict=True))
+            if self._free_places:
+                place = self._free_places.pop()
+                self.labels[place] = labels
+                for more, found in self._extended.values():
+                    if place < len(found):
+                        found[place] = [{**labels, **each} for each in more]
+            else:
+                place = len(self.labels)
+                self.labels.append(labels)
+        if self._spare:
+            number = self._spare.pop()
+            self._places[number] = place
+        else:
+            number = len(self._places)
+            self._places.append(place)
+        self._numbers[text] = number
+        self._texts[number] = text
+        return number
 
     def extended(self, key: Any, more: list[dict[str, str]]) -> list[list[dict[str, str]]]:
         """Return the labels with each of `more`, by place; kept under `key`."""
-        found = self._extended.setdefault(key, [])
+        more, found = self._extended.setdefault(key, (more, []))
         for labels in self.labels[len(found):]:
             found.append([{**labels, **each} for each in more])
         return found
