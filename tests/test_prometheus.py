@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import logging
 import math
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import netlink
 import numpy as np
 import pytest
 
@@ -133,15 +135,16 @@ def test_a_label_of_a_plain_key(make: Callable[..., Any]) -> None:
     assert series(source, "packets_total") == {"rx": 5, "tx": 7, "2": 9}
 
 
-def test_interfaces_are_asked_for_at_each_scrape(make: Callable[..., Any],
-                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interfaces_are_asked_for_at_each_scrape(make: Callable[..., Any]) -> None:
     m = make("hash", key="u4", value="u8", max_entries=8)
-    m.update_many([1, 999_999], [5, 6])
     source = collector({"id": m.id, "labels": [{"name": "device", "decode": "interface"}],
                         "gauges": [{"name": "sent", "help": "Sent."}]})
-    assert series(source, "sent") == {"lo": 5, "999999": 6}
-    monkeypatch.setattr("socket.if_indextoname", lambda index: f"new{index}")
-    assert series(source, "sent") == {"new1": 5, "new999999": 6}
+    with netlink.namespace():
+        one, other = netlink.veth("va", "vb")
+        m.update_many([one, other, 999_999], [5, 6, 7])
+        assert series(source, "sent") == {"va": 5, "vb": 6, "999999": 7}
+        netlink.rename(one, "uplink")
+        assert series(source, "sent") == {"uplink": 5, "vb": 6, "999999": 7}
 
 
 @pytest.mark.parametrize(("how", "result"), [("sum", sum), ("max", max), ("min", min)])
@@ -535,3 +538,38 @@ def test_a_sample_is_one() -> None:
     samples.add(["a", "b"], [{}, {"x": "y"}], np.array([1.5, math.inf]))
     assert len(samples) == 2 and samples[1].labels == {"x": "y"} and samples[0].timestamp is None
     assert [(each.name, each.value) for each in samples] == [("a", 1.5), ("b", math.inf)]
+
+
+# ---- the page ----------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[1] / "docs" / "prometheus.md"
+
+
+def test_the_examples_of_the_page_run() -> None:
+    failed, tried = doctest.testfile(str(PAGE), module_relative=False)
+    assert tried > 10 and not failed
+
+
+def test_the_declaration_of_the_page_works(make: Callable[..., Any], bpffs: Path,
+                                           tmp_path: Path) -> None:
+    make("hash", key=FLOW, value=COUNTS, max_entries=9, pin=bpffs / "flows")[flow(1)] = (2, 3, b"")
+    calls = make("lru_percpu_hash", key=[("pid", "u4"), ("syscall", "u4")], max_entries=9,
+                 value=[("calls", "u8"), ("comm", "S16")], pin=bpffs / "calls")
+    calls[7, 999] = [(1, b"cat")] * CPUS
+    latency = make("hash", key=[("device", "S8"), ("slot", "u4")], value="u8", max_entries=99,
+                   pin=bpffs / "io_latency")
+    latency[b"sda", 3], latency[b"sda", 27] = 2, 12
+    make("percpu_hash", key="u4", value="V8", max_entries=3, btf=False, pin=bpffs / "queue")[0] = [
+        np.array([cpu, 9], "u4").tobytes() for cpu in range(CPUS)]
+    text = PAGE.read_text().partition("```yaml\n")[2].partition("```")[0]
+    config = tmp_path / "page.yaml"
+    config.write_text(text.replace("/sys/fs/bpf", str(bpffs)))
+    done = command(config, "--once")
+    assert done.returncode == 0 and done.stderr == ""
+    for line in ('flow_bytes_total{protocol="tcp",source="10.0.0.1"} 3.0',
+                 f'system_calls_total{{process="cat",syscall="999"}} {float(CPUS)}',
+                 'io_latency_seconds_bucket{device="sda",le="4e-06"} 0.0',
+                 'io_latency_seconds_bucket{device="sda",le="8e-06"} 2.0',
+                 'io_latency_seconds_sum{device="sda"} 1.2e-05',
+                 f"queue_depth {CPUS - 1}.0"):
+        assert f"\n{line}\n" in done.stdout, done.stdout
