@@ -200,13 +200,16 @@ def slots(make: Callable[..., Any]) -> Any:
 
 
 def test_a_histogram_of_slots_in_the_key(slots: Any) -> None:
-    source = histogram(slots, labels=["disk"], bucket_min=0, bucket_max=3, bucket_multiplier=1e-6)
+    words = {"labels": ["disk"], "bucket_min": 0, "bucket_max": 3, "bucket_multiplier": 1e-6}
+    source = histogram(slots, **words)
     assert series(source, "io_bucket") == {
         ("sda", "1e-06"): 4, ("sda", "2e-06"): 7, ("sda", "4e-06"): 9, ("sda", "8e-06"): 10,
         ("sda", "+Inf"): 10, ("sdb", "1e-06"): 0, ("sdb", "2e-06"): 0, ("sdb", "4e-06"): 1,
         ("sdb", "8e-06"): 1, ("sdb", "+Inf"): 1}
     assert series(source, "io_count") == {"sda": 10, "sdb": 1}
     assert series(source, "io_sum") == pytest.approx({"sda": 0.012345, "sdb": 0})
+    source = histogram(slots, **words, sum_multiplier=2)
+    assert series(source, "io_sum") == {"sda": 24690, "sdb": 0}
 
 
 @pytest.mark.parametrize(("words", "bounds", "counts"), [
@@ -395,6 +398,8 @@ HISTOGRAM = {"name": "h", "help": "H.", "bucket_max": 3}
     ({"maps": [{**GOOD, "key": "u99"}]}, r"maps\[0\].key: "),
     ({"maps": [{"id": 1, "counters": [{"name": "a-b", "help": "A."}]}]},
      r"maps\[0\].counters\[0\].name: Prometheus does not take 'a-b'"),
+    ({"maps": [{"id": 1, "gauges": [{"name": "fastmap_map_up", "help": "A."}]}]},
+     r"maps\[0\].gauges\[0\].name: fastmap_map_up is one of the exporter's own"),
     ({"maps": [{"id": 1, "counters": [{"name": "a"}]}]}, r"maps\[0\].counters\[0\].help: missing"),
     ({"maps": [{"id": 1, "counters": [{"name": "a", "help": "A.", "feild": "x"}]}]},
      r"maps\[0\].counters\[0\].feild: no such word"),

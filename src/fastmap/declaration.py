@@ -60,15 +60,15 @@ class Buckets:
         The upper bound of each: its ``le``.
     sum_slot : int or None
         The slot that has the sum of what was observed.
-    multiplier : float
-        What makes the sum's unit that of the bounds.
+    sum_multiplier : float
+        From the sum's unit to that of the bounds.
     """
 
     slot: str
     slots: tuple[int, ...]
     bounds: tuple[float, ...]
     sum_slot: int | None
-    multiplier: float
+    sum_multiplier: float
 
 
 @dataclass(frozen=True)
@@ -305,6 +305,8 @@ def _labels(table: _Table) -> tuple[Label, ...] | None:
 
 def _metric(table: _Table, kind: str, labels: tuple[Label, ...], per_cpu: str) -> DeclaredMetric:
     name = table.text("name", like=_METRIC)
+    if name.startswith("fastmap_map_"):
+        raise ValueError(f"{table.at('name')}: {name} is one of the exporter's own")
     if kind == "counter":
         name = name.removesuffix("_total")  # it is added where samples are named
     text = table.text("help")
@@ -351,10 +353,11 @@ def _buckets(table: _Table) -> Buckets:
         sum_slot = None
     elif table.integer("sum_slot", None) in slots:
         raise ValueError(f"{table.at('sum_slot')}: {sum_slot} is a bucket")
+    sum_multiplier = table.number("sum_multiplier", multiplier)
     # In decimals: 3 slots of 0.1 end at 0.3, not at 0.30000000000000004.
     unit = Decimal(repr(multiplier))
     bound: Callable[[int], Decimal | int] = {
         "exp2": lambda i: Decimal(2) ** i, "exp2zero": lambda i: Decimal(2) ** (i - 1) if i else 0,
     }.get(kind, lambda i: i)
     return Buckets(slot, tuple(slots), tuple(float(bound(i) * unit) for i in slots), sum_slot,
-                   float(multiplier))
+                   float(sum_multiplier))

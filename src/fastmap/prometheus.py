@@ -237,7 +237,7 @@ class _Metric:
         width = edges + 2
         table = _added(places * width + at, column.reshape(-1), count * width)
         table = table.reshape(count, width)
-        table[:, -1] *= buckets.multiplier
+        table[:, -1] *= buckets.sum_multiplier
         return table
 
     def _never_less(self, totals: Column, cpu: str) -> None:
