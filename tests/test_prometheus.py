@@ -288,6 +288,29 @@ def test_the_overflow_series_never_falls(table: Any) -> None:
     assert series(source, "flow_bytes_total") == {"10.0.0.0": 100, "other": before + 1000}
 
 
+def test_the_overflow_histogram_never_falls(slots: Any) -> None:
+    source = collector({"id": slots.id, "max_series": 1, "labels": ["disk"], "histograms": [
+        {"name": "io", "help": "I/O.", "bucket_max": 3}]})
+    slots.update_many([(b"sdc", slot) for slot in range(5)], [7, 0, 0, 1, 30])
+    before = series(source, "io_bucket")
+    assert [before["other", le] for le in ("1.0", "2.0", "4.0", "8.0", "+Inf")] == [7, 7, 8, 9, 9]
+    slots.delete_many([(b"sdc", slot) for slot in range(5)])
+    slots[(b"sdb", 2)] = 3
+    after = series(source, "io_bucket")
+    assert [after["other", le] for le in ("1.0", "2.0", "4.0", "8.0", "+Inf")] == [7, 7, 10, 11, 11]
+    assert series(source, "io_count") == {"sda": 10, "other": 11}
+    assert series(source, "io_sum") == {"sda": 12345, "other": 30}
+
+
+def test_cpus_as_a_label_share_the_limit(make: Callable[..., Any]) -> None:
+    m = make("percpu_hash", key=FLOW, value=[("bytes", "u4")], max_entries=4)
+    for address in (1, 2, 3):
+        m[flow(address)] = [(10 * address,)] * CPUS
+    found = series(collector(flows(m, per_cpu="label", max_series=CPUS)), "flow_bytes_total")
+    assert found == {(str(cpu), source): value for cpu in fastmap.possible_cpus()
+                     for source, value in (("10.0.0.3", 30), ("other", 30))}
+
+
 def test_places_that_are_free_are_given_to_what_is_new(table: Any) -> None:
     table.clear()
     for address in range(4):
