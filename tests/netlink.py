@@ -72,6 +72,11 @@ def veth(one: str = "va", other: str = "vb") -> tuple[int, int]:
     return _up(one), _up(other)
 
 
+def rename(index: int, name: str) -> None:
+    """Give a device another name."""
+    _request(_RTM_NEWLINK, 0, _link(index) + _attribute(_IFLA_IFNAME, name.encode() + b"\0"))
+
+
 def remove(index: int) -> None:
     """Remove a device (and with it the other of a pair)."""
     _request(_RTM_DELLINK, 0, _link(index))

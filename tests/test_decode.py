@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,7 +87,6 @@ def test_bytes(how: str, dtype: Any, value: bytes, text: str) -> None:
 ])
 def test_numbers(how: Any, dtype: str, value: int, text: str) -> None:
     """What has no name comes out as its number: nothing raises."""
-    column = np.zeros(3, "u8").view("V8") if dtype == "V8" else np.zeros(3, "i8")
     column = np.array([value] * 3, "u4" if dtype == "V4" else dtype).view(dtype)
     assert decode(column, how) == [text] * 3
 
@@ -101,7 +99,6 @@ def test_system_calls_are_those_of_this_machine() -> None:
 def test_interfaces_are_those_of_the_kernel() -> None:
     indexes, names = zip(*socket.if_nameindex(), strict=True)
     assert decode(np.array(indexes, "u4"), "interface") == list(names)
-    assert Path(f"/sys/class/net/{names[0]}/ifindex").read_text() == f"{indexes[0]}\n"
 
 
 @pytest.fixture

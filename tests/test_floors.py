@@ -31,7 +31,7 @@ FLOORS = (
      " maps.streams maps.perf maps.arena maps.families",),
     ("types token compatible objects",),
     ("groups histograms pressures collect",),
-    ("prometheus", "fleet", "demo"),
+    ("declaration series prometheus", "fleet", "demo"),
     ("cli __main__",),
 )
 #: Of fastmap, the compiled core imports only this floor.

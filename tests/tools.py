@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,26 @@ def built(name: str) -> bytes:
         [tool("clang", "clang"), "-target", "bpf", "-mcpu=v3", "-g", "-O2", "-Wall", "-Wextra",
          "-Werror", "-c", OBJECTS / f"{name}.bpf.c", "-o", "-"],
         check=True, stdout=subprocess.PIPE, timeout=60).stdout
+
+
+@cache
+def unpacked(package: str) -> Path:
+    """Return a folder with the files of a Debian package that is not installed: no service starts.
+
+    It is kept in the user's cache, as kernels are.
+    """
+    where = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fastmap" / package
+    if not where.exists():
+        where.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=where.parent) as name:
+            folder = Path(name)
+            for command in (["apt-get", "-q", "download", package], ["apt-get", "-q", "update"],
+                            ["apt-get", "-q", "download", package]):
+                done = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": PATH},
+                                      text=True, capture_output=True, timeout=PATIENCE)
+                if found := list(folder.glob("*.deb")):
+                    break
+            assert found, f"no package {package}: {done.stdout}{done.stderr}"
+            run("dpkg", "-x", found[0], folder / "files")
+            (folder / "files").rename(where)
+    return where

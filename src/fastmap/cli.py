@@ -24,6 +24,15 @@ def _count(text: str) -> int:
     return number
 
 
+def _export(config: str, listen: str, once: bool) -> int:
+    try:
+        from fastmap.prometheus import serve
+    except ImportError as error:
+        print(f"fastmap exporter: {error}", file=sys.stderr)
+        return 1
+    return serve(config, listen, once)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(
@@ -36,8 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     "busiest processes once a second.")
     show.add_argument("--seconds", type=_positive, default=10, help="how long (default: 10)")
     show.add_argument("--top", type=_count, default=15, help="how many rows (default: 15)")
+    export = commands.add_parser(
+        "exporter", help="serve maps to Prometheus",
+        description="Serve the metrics that a declaration (YAML) makes of maps.",
+        epilog="example: fastmap exporter flows.yaml --listen 127.0.0.1:9435")
+    export.add_argument("config", metavar="CONFIG", help="the declaration: docs/prometheus.md")
+    export.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:9435",
+                        help="where (default: %(default)s)")
+    export.add_argument("--once", action="store_true", help="print the metrics once instead")
     given = parser.parse_args(arguments)
     try:
+        if given.command == "exporter":
+            return _export(given.config, given.listen, given.once)
         return demo.run(given.seconds, given.top)
     except BrokenPipeError:
         # The reader of our output has gone: nothing more to say, not even at exit.
