@@ -32,7 +32,10 @@ FLOORS = (
     ("types token compatible objects",),
     ("groups histograms pressures collect",),
     ("declaration series prometheus", "fleet", "demo"),
-    ("cli __main__",),
+    ("commands.command commands.behind commands.output commands.target commands.cells"
+     " commands.selection commands.histogram commands.listing commands.formats"
+     " commands.dump commands.top commands.watch commands.checks commands.doctor"
+     " commands.features commands.exporter commands.demo cli __main__",),
 )
 #: Of fastmap, the compiled core imports only this floor.
 GROUND = ("enums", "errors")

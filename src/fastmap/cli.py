@@ -3,62 +3,143 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
-from fastmap import demo
+from fastmap.commands.command import Command
+from fastmap.commands.output import Failure, Misuse, warn
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+#: The subcommands, each in a few words; `command` has the rest.
+COMMANDS = {
+    "list": "the maps of this machine",
+    "show": "one map",
+    "dump": "the entries of a map",
+    "top": "the entries that grow fastest, live",
+    "watch": "the records of a ring buffer, as they come",
+    "doctor": "what works here, and what mends the rest",
+    "features": "what this kernel has",
+    "exporter": "serve maps to Prometheus",
+    "demo": "this machine's system calls, live",
+}
 
 
-def _positive(text: str) -> float:
-    number = float(text)
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
+def command(name: str) -> Command:
+    """Return a subcommand; only its own module is imported, which is what most of a start takes."""
+    if name in ("list", "show"):
+        from fastmap.commands import listing
+        return listing.LIST if name == "list" else listing.SHOW
+    if name == "dump":
+        from fastmap.commands import dump
+        return dump.DUMP
+    if name == "top":
+        from fastmap.commands import top
+        return top.TOP
+    if name == "watch":
+        from fastmap.commands import watch
+        return watch.WATCH
+    if name == "doctor":
+        from fastmap.commands import doctor
+        return doctor.DOCTOR
+    if name == "features":
+        from fastmap.commands import features
+        return features.FEATURES
+    if name == "exporter":
+        from fastmap.commands import exporter
+        return exporter.EXPORTER
+    from fastmap.commands import demo
+    return demo.DEMO
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
+def parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the command line, complete for the `chosen` subcommand."""
+    top = argparse.ArgumentParser(
+        prog="fastmap", description="Linux BPF maps: list, read, watch them.",
+        epilog="exit status: 0 done; 1 failed, with a line on stderr; 2 usage; 130 Ctrl-C")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, short in COMMANDS.items():
+        each = commands.add_parser(name, help=short, formatter_class=_Help)
+        if name == chosen:
+            found = command(name)
+            each.description = found.description
+            each.epilog = "examples:\n  " + "\n  ".join(found.examples)
+            found.add(each)
+            each.set_defaults(run=found.run)
+    return top
 
 
-def _export(config: str, listen: str, once: bool) -> int:
-    try:
-        from fastmap.prometheus import serve
-    except ImportError as error:
-        print(f"fastmap exporter: {error}", file=sys.stderr)
-        return 1
-    return serve(config, listen, once)
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves the examples as they are, and fills the description."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:"):
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="fastmap", description="Linux BPF maps as numpy arrays.",
-        epilog="example: fastmap demo --seconds 5 --top 10")
-    commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser(
-        "demo", help="show this machine's system calls, live",
-        description="Count the system calls of this machine with a BPF program, and show the "
-                    "busiest processes once a second.")
-    show.add_argument("--seconds", type=_positive, default=10, help="how long (default: 10)")
-    show.add_argument("--top", type=_count, default=15, help="how many rows (default: 15)")
-    export = commands.add_parser(
-        "exporter", help="serve maps to Prometheus",
-        description="Serve the metrics that a declaration (YAML) makes of maps.",
-        epilog="example: fastmap exporter flows.yaml --listen 127.0.0.1:9435")
-    export.add_argument("config", metavar="CONFIG", help="the declaration: docs/prometheus.md")
-    export.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:9435",
-                        help="where (default: %(default)s)")
-    export.add_argument("--once", action="store_true", help="print the metrics once instead")
-    given = parser.parse_args(arguments)
     try:
-        if given.command == "exporter":
-            return _export(given.config, given.listen, given.once)
-        return demo.run(given.seconds, given.top)
+        status = _run(_started() if arguments is None else _parsed(arguments))
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone: nothing more to say, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    # The command comes first: before it there is nothing but --help.
+    return parser(next(iter(arguments), None)).parse_args(arguments)
+
+
+def _started() -> argparse.Namespace:
+    """Parse the arguments of this process, which is ours alone: imports leave no garbage.
+
+    Looking for some while they run and once more at the end takes an eighth of a short command.
+    """
+    gc.disable()
+    given = _parsed(sys.argv[1:])
+    gc.freeze()
+    gc.enable()
+    return given
+
+
+def _run(given: argparse.Namespace) -> int:
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status: int = given.run(given)
+            return status
+    except BrokenPipeError:
+        raise
+    except Misuse as error:
+        return _failed(error, USAGE)
+    except OSError as error:
+        return _failed(_said(error), FAILED)
+    except (Failure, ValueError, TypeError, OverflowError, ImportError) as error:
+        return _failed(error, FAILED)
+
+
+def _said(error: OSError) -> str:
+    """Return what an error of the system means, without its number."""
+    text = error.strerror or str(error)
+    return f"{error.filename}: {text}" if error.filename is not None else text
+
+
+def _failed(error: object, status: int) -> int:
+    sys.stdout.flush()
+    warn(" ".join(str(error).split()))
+    return status
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    warn(message)

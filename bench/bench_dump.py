@@ -1,0 +1,95 @@
+"""``fastmap dump --json`` against ``bpftool map dump -j``: whole processes, from start to exit.
+
+Both write the same map to a file, and what was written is parsed and compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastmap
+
+from .cases import scattered
+from .harness import Result, result_of
+
+#: At least so many times as fast.
+TARGET = 8.0
+STRUCT = [("packets", "u8"), ("bytes", "u8"), ("flags", "u4"), ("comm", "S12")]
+
+
+@pytest.fixture(params=["u8", STRUCT], ids=["u64", "struct"])
+def filled(request: pytest.FixtureRequest, once: bool) -> Iterator[Any]:
+    entries = 2_000 if once else 1_000_000
+    with fastmap.create("hash", key="u8", value=request.param, max_entries=entries,
+                        name="bench_dump", btf="bpftool") as m:
+        keys = scattered(entries)
+        values = np.zeros(entries, m.value_dtype)
+        if m.value_dtype.names:
+            values["packets"], values["bytes"], values["flags"] = keys, 1500 * keys, 3
+            values["comm"] = b"systemd"
+        else:
+            values[:] = keys
+        m.update_many(keys, values)
+        yield m
+
+
+#: As it is where it was installed: with the bytecode that PYTHONDONTWRITEBYTECODE keeps away, which
+#: would be made anew in each start.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
+def seconds(command: list[str], target: Path) -> float:
+    """The time of a process that writes to `target`, from its start to its exit."""
+    with open(target, "wb") as file:
+        start = time.perf_counter()
+        subprocess.run(command, stdout=file, env=ENVIRONMENT, check=True)
+        return time.perf_counter() - start
+
+
+def same(m: Any, ours: Path, theirs: Path) -> None:
+    """Both files say what the map holds."""
+    expected = dict(zip(*(a.tolist() for a in m.snapshot()), strict=True))
+    said = {each["key"]: each["value"] for each in json.loads(ours.read_bytes())}
+    told = {each["formatted"]["key"]: each["formatted"]["value"]
+            for each in json.loads(theirs.read_bytes())}
+    assert len(said) == len(told) == len(expected)
+    for key, value in expected.items():
+        if m.value_dtype.names:
+            packets, size, flags, comm = value
+            assert said[key] == {"packets": packets, "bytes": size, "flags": flags,
+                                 "comm": comm.decode()}
+            assert told[key]["bytes"] == size
+        else:
+            assert said[key] == told[key] == value
+
+
+def test_dump(filled: Any, once: bool, tmp_path: Path, results: list[Result]) -> None:
+    bpftool = shutil.which("bpftool", path="/usr/sbin:/sbin:/usr/local/sbin:/usr/bin")
+    assert bpftool is not None, "no bpftool: apt-get install bpftool"
+    ours, theirs = tmp_path / "ours.json", tmp_path / "theirs.json"
+    entries, number = len(filled), str(filled.id)
+    # In turn, and on all CPUs: what a process does on several is part of it.
+    commands = [([sys.executable, "-m", "fastmap", "dump", number, "--json"], ours),
+                ([bpftool, "-j", "map", "dump", "id", number], theirs)]
+    samples = [[seconds(*command) for command in commands] for _ in range(1 if once else 5)]
+    same(filled, ours, theirs)
+    if once:
+        return
+    kind = "a struct" if filled.value_dtype.names else "u64"
+    ns = [[1e9 * took / entries for took in side] for side in zip(*samples, strict=True)]
+    result = result_of(f"dump --json, 1M entries of {kind}", "bpftool map dump -j", *ns,
+                       entries=entries, limit=1 / TARGET)
+    results.append(result)
+    print(f"{result}; {1 / result.ratio:.1f} times as fast")
+    assert result.verdict != "missed", str(result)
