@@ -108,6 +108,46 @@ def test_ctrl_c_while_nobody_reads_the_pipe(make: Callable[..., Any]) -> None:
     assert status == 130 and "Traceback" not in said and "Fatal" not in said
 
 
+def test_ctrl_c_while_a_table_waits_for_the_pipe(make: Callable[..., Any]) -> None:
+    m = make("hash", key="u8", value="u8", max_entries=1 << 15, name="tty_stuck")
+    keys = np.arange(1 << 15, dtype="u8")
+    m.update_many(keys, keys)
+    read, write = os.pipe()
+    try:
+        with terminal("dump", m.id, stdout=write) as process:
+            os.read(read, 1)
+            time.sleep(0.3)
+            process.interrupt()
+            said, status = process.end()
+    finally:
+        os.close(read), os.close(write)
+    assert status == 130 and "Traceback" not in said
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_full_disk_is_one_line(named: Any, form: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*FASTMAP, "dump", str(named.id), *form], env=environment(),
+                              stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "fastmap: No space left on device\n"
+
+
+def test_no_stdout_and_other_encodings(make: Callable[..., Any]) -> None:
+    m = make("hash", key="u4", value="S8", max_entries=2, name="tty_names")
+    m[1] = "né".encode()
+    done = subprocess.run(["sh", "-c", f"{' '.join(FASTMAP)} dump {m.id} >&-"],
+                          env=environment(), capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    for encoding, text in (("latin-1", b"n\xe9"), ("ascii", b"n\\xe9"), ("utf-8", "né".encode())):
+        done = subprocess.run([*FASTMAP, "dump", str(m.id)], capture_output=True,
+                              env=environment(PYTHONIOENCODING=encoding))
+        assert done.stdout.splitlines()[1].split() == [b"1", text]
+    done = subprocess.run([*FASTMAP, "dump", str(m.id), "--json"], capture_output=True,
+                          env=environment(PYTHONIOENCODING="latin-1"))
+    assert json.loads(done.stdout.decode()) == [{"key": 1, "value": "né"}]
+
+
 def test_progress_shows_beside_a_file_only(make: Callable[..., Any], tmp_path: Path) -> None:
     m = make("hash", key="u8", value="u8", max_entries=1 << 20, name="tty_long")
     keys = np.arange(1 << 20, dtype="u8")

@@ -89,11 +89,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
+        _give_up()  # a pipe that nobody reads would keep us from ending
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has gone: nothing more to say, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up()  # whoever read our output has gone: nothing more to say, not even at exit
         return 0
+    except OSError as error:  # of what was still to be written
+        _give_up()
+        return _failed(_said(error), FAILED)
+
+
+def _give_up() -> None:
+    """Have what is still to be written go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -106,6 +116,11 @@ def _started() -> argparse.Namespace:
 
     Looking for some while they run and once more at the end takes an eighth of a short command.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        # A terminal or a file of another encoding has names, too.
+        getattr(sys, name).reconfigure(errors="backslashreplace")
     gc.disable()
     given = _parsed(sys.argv[1:])
     gc.freeze()

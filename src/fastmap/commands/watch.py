@@ -12,6 +12,7 @@ import numpy as np
 
 from fastmap.commands.cells import cells
 from fastmap.commands.command import Command
+from fastmap.commands.formats import Sink
 from fastmap.commands.output import Failure, Misuse, warn
 from fastmap.commands.selection import count, positive
 from fastmap.commands.target import add_map, opened, record_dtype
@@ -73,16 +74,17 @@ def _watch(ring: Readable, dtype: np.dtype[Any] | None, given: argparse.Namespac
     end = None if given.seconds is None else time.monotonic() + given.seconds
     left = given.count
     shown = _json if given.json else _text
+    sys.stdout.flush()
+    sink = Sink(sys.stdout.fileno())
     while left is None or left > 0:
         # Never for ever, so that a pipe that has closed is noticed.
         wait = 0.5 if end is None else min(0.5, max(end - time.monotonic(), 0))
         batch = ring.read(AT_ONCE if left is None else min(left, AT_ONCE), timeout=wait)
         if batch.lost:
             warn(f"{batch.lost} records were lost")
+        # At once, whatever waits for it in a pipe.
         for record in range(len(batch)):
-            sys.stdout.write(shown(bytes(batch[record]), dtype))
-        if len(batch):
-            sys.stdout.flush()
+            sink.write(shown(bytes(batch[record]), dtype))
         if left is not None:
             left -= len(batch)
         if end is not None and time.monotonic() >= end:
@@ -96,15 +98,16 @@ def _typed(data: bytes, dtype: np.dtype[Any] | None) -> np.ndarray[Any, Any]:
     return np.frombuffer(data, dtype, 1) if dtype.itemsize else np.empty(1, dtype)
 
 
-def _json(data: bytes, dtype: np.dtype[Any] | None) -> str:
-    return json_lines(_typed(data, dtype)).decode()
+def _json(data: bytes, dtype: np.dtype[Any] | None) -> bytes:
+    return json_lines(_typed(data, dtype))
 
 
-def _text(data: bytes, dtype: np.dtype[Any] | None) -> str:
+def _text(data: bytes, dtype: np.dtype[Any] | None) -> bytes:
     record = _typed(data, dtype)
-    if record.dtype.names is None:
-        return f"{cells(record)[0]}\n"
-    return " ".join(f"{name}={cells(record[name])[0]}" for name in record.dtype.names) + "\n"
+    names = record.dtype.names
+    text = cells(record)[0] if names is None else " ".join(
+        f"{name}={cells(record[name])[0]}" for name in names)
+    return f"{text}\n".encode(sys.stdout.encoding, "backslashreplace")
 
 
 WATCH = Command(
