@@ -68,22 +68,18 @@ cdef Py_ssize_t _sequence(const unsigned char *src, Py_ssize_t size, bint *valid
     cdef unsigned char lead = src[0], low = 0x80, high = 0xbf
     cdef Py_ssize_t more, at
     valid[0] = False
-    if 0xc2 <= lead <= 0xdf:
-        more = 1
-    elif 0xe0 <= lead <= 0xef:
-        more = 2
-        if lead == 0xe0:
-            low = 0xa0
-        elif lead == 0xed:
-            high = 0x9f
-    elif 0xf0 <= lead <= 0xf4:
-        more = 3
-        if lead == 0xf0:
-            low = 0x90
-        elif lead == 0xf4:
-            high = 0x8f
-    else:
+    if not 0xc2 <= lead <= 0xf4:
         return 1
+    more = 1 if lead < 0xe0 else 2 if lead < 0xf0 else 3
+    # Nothing overlong, no surrogates, nothing beyond U+10FFFF.
+    if lead == 0xe0:
+        low = 0xa0
+    elif lead == 0xed:
+        high = 0x9f
+    elif lead == 0xf0:
+        low = 0x90
+    elif lead == 0xf4:
+        high = 0x8f
     for at in range(1, more + 1):
         if at == size or not low <= src[at] <= high:
             return at
