@@ -23,8 +23,9 @@ import fastmap
 from .cases import scattered
 from .harness import Result, result_of
 
-#: At least so many times as fast.
-TARGET = 8.0
+#: At least so many times as fast: with --fast, which promises what bpftool does; and without, where
+#: every entry that stays in the map is there once.
+TARGETS = {("--fast",): 8.0, (): 5.0}
 STRUCT = [("packets", "u8"), ("bytes", "u8"), ("flags", "u4"), ("comm", "S12")]
 
 
@@ -74,13 +75,15 @@ def same(m: Any, ours: Path, theirs: Path) -> None:
             assert said[key] == told[key] == value
 
 
-def test_dump(filled: Any, once: bool, tmp_path: Path, results: list[Result]) -> None:
+@pytest.mark.parametrize("options", TARGETS, ids=["fast", "exact"])
+def test_dump(filled: Any, options: tuple[str, ...], once: bool, tmp_path: Path,
+              results: list[Result]) -> None:
     bpftool = shutil.which("bpftool", path="/usr/sbin:/sbin:/usr/local/sbin:/usr/bin")
     assert bpftool is not None, "no bpftool: apt-get install bpftool"
     ours, theirs = tmp_path / "ours.json", tmp_path / "theirs.json"
     entries, number = len(filled), str(filled.id)
     # In turn, and on all CPUs: what a process does on several is part of it.
-    commands = [([sys.executable, "-m", "fastmap", "dump", number, "--json"], ours),
+    commands = [([sys.executable, "-m", "fastmap", "dump", number, "--json", *options], ours),
                 ([bpftool, "-j", "map", "dump", "id", number], theirs)]
     samples = [[seconds(*command) for command in commands] for _ in range(1 if once else 5)]
     same(filled, ours, theirs)
@@ -88,8 +91,9 @@ def test_dump(filled: Any, once: bool, tmp_path: Path, results: list[Result]) ->
         return
     kind = "a struct" if filled.value_dtype.names else "u64"
     ns = [[1e9 * took / entries for took in side] for side in zip(*samples, strict=True)]
-    result = result_of(f"dump --json, 1M entries of {kind}", "bpftool map dump -j", *ns,
-                       entries=entries, limit=1 / TARGET)
+    name = f"{' '.join(('dump --json', *options))}, 1M entries of {kind}"
+    result = result_of(name, "bpftool map dump -j", *ns, entries=entries,
+                       limit=1 / TARGETS[options])
     results.append(result)
     print(f"{result}; {1 / result.ratio:.1f} times as fast")
     assert result.verdict != "missed", str(result)

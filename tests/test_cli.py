@@ -127,6 +127,22 @@ def test_json_is_the_snapshot(said: Said, filled: Callable[..., Any], kind: str)
     assert found == dict(zip(keys.tolist(), values.tolist(), strict=True))
 
 
+def test_fast_is_the_same_of_a_map_that_rests(said: Said, filled: Callable[..., Any],
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastmap.commands import selection
+
+    monkeypatch.setattr(selection, "SLICE", 100)
+    for kind in ("hash", "array", "percpu_hash"):
+        m = filled(1000, type=kind, name="cli_fast")
+        plain, fast = (json.loads(said("dump", m.id, "--json", *option)[0])
+                       for option in ((), ("--fast",)))
+        assert len(fast) == 1000
+        assert sorted(fast, key=lambda each: each["key"]) == sorted(
+            plain, key=lambda each: each["key"])
+    found = json.loads(said("dump", m.id, "--json", "--fast", "--where", "key < 7")[0])
+    assert sorted(each["key"] for each in found) == list(range(7))
+
+
 def test_json_of_records(said: Said, flows: Any) -> None:
     found = json.loads(said("dump", flows.id, "--json")[0])
     keys, values = flows.snapshot()
@@ -195,7 +211,7 @@ def test_top_is_the_same_over_many_chunks(filled: Callable[..., Any]) -> None:
     found = [batch.copy() for batch in selection._largest(
         iter([batch.copy() for batch in m.reader(chunk=100)]), "value", 5)]
     assert [batch.values.tolist() for batch in found] == [[3 * i for i in range(2999, 2994, -1)]]
-    given = SimpleNamespace(by="value", top=2, reduce=None, where=None, limit=None)
+    given = SimpleNamespace(by="value", top=2, reduce=None, where=None, limit=None, fast=False)
     advanced: list[int] = []
     (batch,) = selection.selected(m, given, advanced.append)  # type: ignore[arg-type]
     assert batch.values.tolist() == [8997, 8994] and sum(advanced) == 3000
