@@ -6,6 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from support import child, in_child
 
 import fastmap
-from fastmap import EXIST, MapFlag, NotSupported, PermissionDenied, accel, touching
+from fastmap import EXIST, MapFlag, NotSupported, PermissionDenied, accel, buckets, touching
 from fastmap.enums import running_kernel
 
 pytestmark = pytest.mark.needs("in-kernel")
@@ -328,6 +329,35 @@ def test_touching(make: Make, size: int) -> None:
     assert len(m) == n // 4
     touched = running_kernel() >= (6, 9) and size <= touching.LONGEST_KEY
     assert m._in_kernel._touches == touched, "the kernel is not built as it was thought"
+
+
+@pytest.mark.native("takes Linux 6.9")
+@pytest.mark.parametrize("wrong", ({"key_at": 8}, {"pptrs_at": 8}, {}))
+@pytest.mark.parametrize("kind", ("hash", "percpu_hash"))
+def test_a_kernel_that_is_built_otherwise(make: Make, monkeypatch: pytest.MonkeyPatch,
+                                          kind: str, wrong: dict[str, int]) -> None:
+    """Nothing is read from where the trial did not find it."""
+    there = touching.inside()
+    assert there is not None
+    moved = replace(there, **{name: getattr(there, name) + by for name, by in wrong.items()})
+    monkeypatch.setattr(touching, "inside", lambda: moved)
+    buckets.as_thought.cache_clear()
+    try:
+        m = make(kind, key="u4", value="u8", max_entries=4096)
+        keys = np.arange(4000, dtype="u4")
+        m.update_many(keys, 5, via="syscall")
+        values, found = m.lookup_many(keys, via="kernel")
+        assert found.all() and (values == 5).all()
+        harmless = not wrong or (kind == "hash" and "pptrs_at" in wrong)
+        assert m._in_kernel._touches == harmless == buckets.as_thought(kind != "hash")
+        if kind == "hash" or harmless:
+            batch = m.snapshot(via="kernel", exact=False)
+            assert np.array_equal(np.sort(batch.keys), keys) and (batch.values == 5).all()
+        else:
+            with pytest.raises(NotSupported, match="built as is thought"):
+                m.snapshot(via="kernel", exact=False)
+    finally:
+        buckets.as_thought.cache_clear()
 
 
 def test_the_kernel_tells_where_it_keeps_its_hashes() -> None:

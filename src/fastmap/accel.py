@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from time import sleep
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmap import counting, loops, percpu, touching, walks
+from fastmap import buckets, counting, loops, percpu, touching, walks
 from fastmap._core import syscall
 from fastmap._core.codec import PerCpuCodec
 from fastmap._core.columns import Columns
@@ -96,9 +95,6 @@ _WALKS = ("walk", "exact walk")
 _WRITES = frozenset({"update", "delete", "take", "increment", "push", "pop"})
 _ONLY_WRITES = frozenset({"update", "delete", "push"})
 _READ, _WRITE = int(Command.MAP_LOOKUP_BATCH), int(Command.MAP_UPDATE_BATCH)
-
-# Bytes of what an element holds for all CPUs.
-_POINTER = 8
 
 _FOR_PROGRAMS = MapFlag.RDONLY_PROG | MapFlag.WRONLY_PROG
 
@@ -303,7 +299,6 @@ class InKernel:
 
     def load(self, core: MapCore, work: str, runner: Runner) -> Fd:
         """Load the program for `work` over the runner's buffer."""
-        fd = core._fd
         makers: dict[str, Callable[..., Code]] = {
             "lookup": loops.lookup_percpu if self.layout.cpus else loops.lookup,
             "take": partial(loops.lookup, delete=True),
@@ -313,7 +308,7 @@ class InKernel:
             "push": loops.push,
             "pop": loops.pop,
         }
-        make = partial(makers[work], fd, runner.buffer, self.layout,
+        make: Callable[..., Code] = partial(makers[work], core._fd, runner.buffer, self.layout,
                        may_goto=running_kernel() >= _MAY_GOTO)
         if work in ("lookup", "take"):
             make = partial(make, rows=runner.large)
@@ -323,19 +318,29 @@ class InKernel:
         if self.kind in _OF_MAPS:
             make = partial(make, id_at=touching.map_id_at())
         name, sleepable = f"fastmap_{work}"[:15], self.kind not in _DETOUR
-        inside = touching.inside() if runner.scratch is not None and work != "increment" else None
-        if runner.scratch is not None and inside is not None:
-            cpus, size = self.layout.cpus, self.layout.value_size
-            toucher = touching.Toucher(fd, runner.scratch, inside, self.layout.key_size,
-                                       _POINTER if cpus else size)
+        if self._touches and runner.scratch is not None and work != "increment":
             try:
-                if work == "lookup" and cpus and self.layout.wordwise and percpu.Values.fits(
-                        len(cpus), size // 8 + 3):
-                    make = partial(make, values=percpu.Values(toucher, percpu.anchored(), cpus))
-                return load(core, make(toucher=toucher), name, sleepable)
-            except BpfError:  # it takes CAP_PERFMON, and a kernel that is built as thought
-                self._touches = False
+                if (touching_code := self._touching(make, core, work, runner)) is not None:
+                    return load(core, touching_code, name, sleepable)
+            except BpfError:  # it takes CAP_PERFMON
+                pass
+            self._touches = False
         return load(core, make(), name, sleepable)
+
+    def _touching(self, make: Callable[..., Code], core: MapCore, work: str,
+                  runner: Runner) -> Code | None:
+        """Make the program that touches memory ahead; None where the kernel is not as thought."""
+        cpus, size = self.layout.cpus, self.layout.value_size
+        what = touching.inside()
+        assert runner.scratch is not None
+        if what is None or not buckets.as_thought(bool(cpus)):
+            return None
+        toucher = touching.Toucher(core._fd, runner.scratch, what, self.layout.key_size,
+                                   buckets.POINTER if cpus else size)
+        if work == "lookup" and cpus and self.layout.wordwise and (
+                len(cpus) * (14 + size // 4) <= percpu.MOST_WORK):
+            make = partial(make, values=percpu.Values(toucher, percpu.anchored(), cpus))
+        return make(toucher=toucher)
 
     def run(self, core: MapCore, work: str, asked: bool,
             by_program: Callable[[Runner], int], by_call: Callable[[], int]) -> int:
@@ -467,23 +472,23 @@ class Walks:
             ("copy", "bytes", False, 0, 0, size),) if columns is None else columns.given
         self._condition = None if columns is None else columns.condition
         self._out_size = size if columns is None else columns.out_size
-        cpus = len(way.layout.cpus)
+        self._cpus = way.layout.cpus
         # What goes over buckets itself does it in short runs, and reads the values of all CPUs.
         self._inside = touching.inside() if (
             way.kind in _ALL_HASHES and running_kernel() >= _MAY_GOTO
-            and (cpus or entries >= touching.FEWEST_ENTRIES)) else None
+            and (self._cpus or entries >= touching.FEWEST_ENTRIES)) else None
         first = self._first_capacity()
-        if cpus and columns is None:
-            self._columns = tuple(("copy", "bytes", False, i * way.layout.slot,
-                                   i * way.layout.slot, way.layout.value_size)
-                                  for i in range(cpus))
-        self._reason = (walks.why_not(self._columns, self._condition, cpus)
-                        or self._too_large(first)
-                        or ("" if self._inside or not cpus else
-                            "the values of other CPUs take Linux 6.9, and its BTF"))
+        if columns is None and isinstance(core._value, PerCpuCodec):
+            self._columns = buckets.wide(core._value)
+        self._reason = (walks.why_not(self._columns, self._condition, len(self._cpus))
+                        or self._too_large(first) or self._for_want_of_buckets())
         self._walker: Walker | None = None
         if via == "kernel":
             way.takes(core, self._work, via, entries, reason=self._reason)  # says why not
+
+    def _for_want_of_buckets(self) -> str:
+        return "" if self._inside or not self._cpus else (
+            "a walk that reads the values of other CPUs needs Linux 6.9, built as is thought")
 
     def _too_large(self, capacity: int) -> str:
         each = max(self._core._key.size, self._out_size)
@@ -526,25 +531,18 @@ class Walks:
         output = walks.Output(walker.head_map, walker.keys_map, walker.values_map, core._key.size,
                               self._out_size, capacity, self._columns, self._condition)
         if self._inside is not None:
-            cpus = self._way.layout.cpus
-            # Not mapped, and of this walker alone: kernel pointers stand in it.
-            scratch = syscall.map_create(
-                MapType.ARRAY, 4, touching.SCRATCH + percpu.EACH * len(cpus), 1, 0,
-                b"fastmap_scratch")
-            toucher = touching.Toucher(core._fd, scratch, self._inside, core._key.size,
-                                       _POINTER if cpus else core._value.size)
-            if cpus:
-                values = percpu.Values(toucher, percpu.anchored(), cpus)
-                output = replace(output, values=values, slot=self._way.layout.slot)
             try:
-                walker.use(load(core, walks.walk_buckets(toucher, output), "fastmap_walk"))
-            except BpfError:  # it takes CAP_PERFMON, and a kernel that is built as thought
+                if not buckets.as_thought(bool(self._cpus)):
+                    self._inside = None
+                else:
+                    walker.use(buckets.load_walk(core, output, self._inside, self._cpus))
+            except BpfError:  # it takes CAP_PERFMON
+                if self._cpus:
+                    raise
                 self._inside = None
         if self._inside is None:
-            if reason := self._too_large(capacity):
+            if reason := self._too_large(capacity) or self._for_want_of_buckets():
                 raise NotSupported(errno.EOPNOTSUPP, reason)
-            if output.values is not None:
-                raise NotSupported(errno.EOPNOTSUPP, "the kernel is not built as thought")
             walker.use(load(core, walks.walk(core._fd, output), "fastmap_walk"))
         self._walker = walker
 

@@ -21,7 +21,7 @@ from fastmap.touching import NEXT, SCRATCH, Toucher
 EACH = 8
 #: CPUs whose values are touched ahead.
 _MOST_TOUCHED = 8
-#: More instructions than these are not made of the CPUs' values.
+#: So many instructions may be made of the CPUs' values.
 MOST_WORK = 1 << 14
 
 
@@ -49,11 +49,6 @@ class Values:
         #: Where a value begins, from what `load` leaves.
         self.at = toucher.what.key_at
         self.pointer_at = self.at + -(-toucher.key_size // 8) * 8
-
-    @staticmethod
-    def fits(cpus: int, words: int) -> bool:
-        """Tell whether a program of so many words for each CPU is one that may be made."""
-        return cpus * (8 + 4 * words) <= MOST_WORK
 
     def start(self, a: Assembler, failed: str) -> None:
         """Put what is added for each CPU into the scratch map; R6 and R9 alone are kept."""

@@ -32,7 +32,7 @@ from fastmap.asm import (
     Reg,
 )
 from fastmap.loops import BUCKETS, COPIED, COUNT, ERRNO, Loop, copy, pieces
-from fastmap.percpu import FOLDS, Values, extend, fold, swap
+from fastmap.percpu import FOLDS, MOST_WORK, Values, extend, fold, swap
 from fastmap.touching import FOLDED, NEXT, Toucher
 
 #: op, kind, swapped, src, dst, count: as `fastmap._core.columns` takes them.
@@ -58,7 +58,8 @@ def why_not(columns: Sequence[Column], condition: Condition | None, cpus: int = 
                     f"{op} of {kind}")
     if sum(column[5] for column in columns) > MOST_BYTES * max(cpus, 1):
         return f"values of more than {MOST_BYTES} bytes go faster by batches"
-    if cpus and not Values.fits(cpus, sum(column[5] for column in columns)):
+    if 8 * cpus + sum(count // 4 + 6 if op == "copy" else 6 * count * cpus
+                      for op, _, _, _, _, count in columns) > MOST_WORK:
         return f"values of {cpus} CPUs go faster by batches"
     if condition is None or condition[1] in ("always", "never"):
         return ""
