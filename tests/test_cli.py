@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,20 @@ def test_a_file_appears_when_it_is_whole(said: Said, flows: Any, tmp_path: Path,
     assert "No space left" in said("dump", flows.id, "--json", "-o", target, status=1)[1]
     assert target.read_text() == "before" and os.listdir(tmp_path) == ["flows.json"]
     assert "No such file" in said("dump", flows.id, "--json", "-o", tmp_path / "no/x", status=1)[1]
+
+
+def test_a_device_is_written_to_and_stays(said: Said, flows: Any, tmp_path: Path) -> None:
+    """Root that says ``-o /dev/null`` still has one; a link leads to its file, and stays."""
+    null, link, target = tmp_path / "null", tmp_path / "link", tmp_path / "flows.json"
+    os.mknod(null, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    assert said("dump", flows.id, "--json", "-o", null) == ("", "")
+    assert null.is_char_device()
+    link.symlink_to(target)
+    assert said("dump", flows.id, "--json", "-o", link) == ("", "")
+    assert link.is_symlink() and len(json.loads(target.read_text())) == 20
+    assert said("dump", flows.id, "--json", "-o", tmp_path, status=1)[1] == (
+        f"fastmap: {tmp_path}: Is a directory\n")
+    assert sorted(os.listdir(tmp_path)) == ["flows.json", "link", "null"]
 
 
 # ---- histograms ---------------------------------------------------------------------------------

@@ -118,6 +118,14 @@ def _sink(given: argparse.Namespace) -> Iterator[Sink]:
     import tempfile  # late: it is long to import
 
     target = Path(given.output)
+    if target.exists() and not target.is_file():  # /dev/null, a FIFO: not to be replaced
+        number = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            yield Sink(number)
+        finally:
+            os.close(number)
+        return
+    target = target.resolve()  # of a link, the file that it leads to
     try:
         number, unfinished = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
