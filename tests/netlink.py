@@ -74,7 +74,7 @@ def veth(one: str = "va", other: str = "vb") -> tuple[int, int]:
 
 def rename(index: int, name: str) -> None:
     """Give a device another name."""
-    _request(_RTM_NEWLINK, 0, _link(index) + _attribute(_IFLA_IFNAME, name.encode() + b"\0"))
+    _request(_RTM_NEWLINK, 0, _link(index) + _attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0"))
 
 
 def remove(index: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import logging
 import math
+import os
 import subprocess
 import sys
 import textwrap
@@ -145,6 +146,20 @@ def test_interfaces_are_asked_for_at_each_scrape(make: Callable[..., Any]) -> No
         assert series(source, "sent") == {"va": 5, "vb": 6, "999999": 7}
         netlink.rename(one, "uplink")
         assert series(source, "sent") == {"uplink": 5, "vb": 6, "999999": 7}
+
+
+def test_interfaces_may_have_any_name(make: Callable[..., Any]) -> None:
+    """The kernel takes bytes that are no ASCII, nor UTF-8: one such device spoils no scrape."""
+    m = make("hash", key="u8", value="u8", max_entries=8)
+    source = collector({"id": m.id, "labels": [{"name": "device", "decode": "interface"}],
+                        "gauges": [{"name": "sent", "help": "Sent."}]})
+    with netlink.namespace():
+        one, other = netlink.veth("va", "vb")
+        netlink.rename(one, "wl-\xe9-\u2713\u2713\u2713")
+        netlink.rename(other, os.fsdecode(b"\xff" * 14 + b'"'))
+        m.update_many([one, other, 2**64 - 1], [5, 6, 7])
+        assert series(source, "sent") == {
+            "wl-\xe9-\u2713\u2713\u2713": 5, "\\xff" * 14 + '"': 6, str(2**64 - 1): 7}
 
 
 @pytest.mark.parametrize(("how", "result"), [("sum", sum), ("max", max), ("min", min)])

@@ -6,6 +6,7 @@ Every distinct value of a column is decoded once. What has no name comes out as 
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ def _interface(index: int) -> str:
     if not 0 < index < 1 << 31:
         return str(index)
     try:
-        return socket.if_indextoname(index)
+        # Any bytes, as the kernel has it: what is no UTF-8 becomes \xff.
+        return os.fsencode(socket.if_indextoname(index)).decode(errors="backslashreplace")
     except OSError as error:
         if error.errno not in (errno.ENXIO, errno.ENODEV):
             raise

@@ -164,8 +164,9 @@ class LabelSet:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{label.path}: {error}") from None
             self.fields.append(field)
-            # Interfaces are renamed: their names, not their numbers, are what is known.
-            layout.append((str(i), "S16" if label.decode == "interface" else field.dtype))
+            # Interfaces are renamed: their names, not their numbers, are what is known. Of 15 bytes
+            # as \\xff each.
+            layout.append((str(i), "S60" if label.decode == "interface" else field.dtype))
         self._layout = np.dtype(layout)
         self.series = Series(tuple(label.name for label in labels), limit, overflow)
         self._raw: bytes | None = None
@@ -178,7 +179,8 @@ class LabelSet:
         for i, field in enumerate(self.fields):
             column = field.column(keys, values)
             if hows[i] == "interface":
-                packed[str(i)], hows[i] = decode(column, "interface"), "comm"
+                packed[str(i)] = [name.encode() for name in decode(column, "interface")]
+                hows[i] = "comm"
             else:
                 packed[str(i)] = column
         raw = packed.tobytes()
