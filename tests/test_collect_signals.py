@@ -96,3 +96,28 @@ def test_an_interrupted_read_loses_nothing(filled: Make) -> None:
     assert interrupted > 5
     # Where the alarm came between the return and the next line, the test has lost it, not the read.
     assert 60 - told / len(keys) in (0, 1)
+
+
+def test_a_signal_handler_may_not_enter_what_it_interrupted() -> None:
+    """It would exchange the memory under the pass below: it is refused, and that goes on."""
+    count = 3_000_000
+    numbers = np.random.default_rng(1).permutation(count).astype("u4")
+    shifted = np.roll(numbers, count // 2)
+    join = Join(4, (), 4, 1, [("u4", False, 0, 1)], None, False)
+    refused = []
+
+    def enter(*_: object) -> None:
+        try:
+            join.differences(shifted, shifted, numbers[:9], numbers[:9])
+        except RuntimeError:
+            refused.append(join.busy)
+
+    before = signal.signal(signal.SIGALRM, enter)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        join.differences(numbers, numbers, shifted, shifted)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert refused == [True] and not join.busy
+    assert (np.frombuffer(join.out, "u4", count) == 0).all() and not join.gone_count

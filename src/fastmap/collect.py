@@ -221,15 +221,20 @@ class Delta:
             raise RuntimeError("the delta is in use by another thread")
         batch = None
         try:
-            reader, last, spare = self._turn
+            turn = reader, last, spare = self._turn
+            # A signal handler comes in the thread that is inside: nothing may change below that.
+            if self._join.busy:
+                raise RuntimeError("the delta is in use by what a signal interrupted")
             now = self._read(reader)
             self._join.differences(now.keys, now.values, last.keys, last.values)
             batch = self._batch(now, last)
+            if self._turn is not turn:
+                raise RuntimeError("a signal handler has read the delta meanwhile")
             self._turn = (spare, now, reader)
             self.resets += batch.resets
             return batch
         except BaseException as error:
-            if batch is not None and self._turn[1] is not last:
+            if batch is not None and self._turn[1] is now:
                 error.batch = batch  # type: ignore[attr-defined]
             raise
         finally:

@@ -62,7 +62,10 @@ cdef class Join:
     cdef Block passed
     cdef Block aside
     cdef Block words
+    # Whether a call is under way, of another thread or under a signal handler.
+    cdef readonly bint busy
 
+    cdef int _begin(self) except -1
     cdef int _side(self, Side *side, object keys, object values) except -1
     cdef int _reserve(self, Py_ssize_t now, Py_ssize_t last) except -1
     cdef int _table(self, Table *table, Py_ssize_t entries, const char *keys) except -1

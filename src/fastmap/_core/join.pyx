@@ -348,6 +348,13 @@ cdef class Join:
         memset(table.words, 0, size * sizeof(uint64_t))
         return 0
 
+    cdef int _begin(self) except -1:
+        """Refuse a second call meanwhile: it would exchange the memory that the first works on."""
+        if self.busy:
+            raise RuntimeError("the join is in use")
+        self.busy = True
+        return 0
+
     def tidy(self, keys not None, values not None, bint repeats):
         """Make the keys of a read unique, in place; return how many entries are left, in front.
 
@@ -356,13 +363,17 @@ cdef class Join:
         """
         cdef Side now
         self._side(&now, keys, values)
-        self._reserve(now.count, 0)
-        if repeats or self.paddings:
-            with nogil:
-                if repeats:
-                    self._compact(&now, False)
-                if self._clean(&now):
-                    self._compact(&now, True)
+        self._begin()
+        try:
+            self._reserve(now.count, 0)
+            if repeats or self.paddings:
+                with nogil:
+                    if repeats:
+                        self._compact(&now, False)
+                    if self._clean(&now):
+                        self._compact(&now, True)
+        finally:
+            self.busy = False
         return now.count
 
     def differences(self, keys not None, values not None, last_keys not None,
@@ -376,16 +387,20 @@ cdef class Join:
         cdef Side now, last
         self._side(&now, keys, values)
         self._side(&last, last_keys, last_values)
-        self._reserve(now.count, last.count)
-        self.restarts = 0
-        self.gone_count = 0
-        with nogil:
-            memset(self.new.data, 0, now.count)
-            memset(self.restarted.data, 0, now.count)
-            if self.aligned and now.count == last.count:
-                self._all_aligned(&now, &last)
-            else:
-                self._match(&now, &last)
+        self._begin()
+        try:
+            self._reserve(now.count, last.count)
+            self.restarts = 0
+            self.gone_count = 0
+            with nogil:
+                memset(self.new.data, 0, now.count)
+                memset(self.restarted.data, 0, now.count)
+                if self.aligned and now.count == last.count:
+                    self._all_aligned(&now, &last)
+                else:
+                    self._match(&now, &last)
+        finally:
+            self.busy = False
 
     cdef int _all_aligned(self, Side *now, Side *last) except -1 nogil:
         cdef Py_ssize_t i = 0, step
