@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -257,3 +258,12 @@ def test_what_a_writer_refuses(tmp_path: Path, name: str, options: dict[str, Any
     with Writer(tmp_path / "n.arrows") as writer, pytest.raises(ValueError, match="time_column="):
         writer.write(record_batch({"time": np.zeros(1)}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    device = tmp_path / "null.parquet"
+    os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    for path in (device, tmp_path):
+        with pytest.raises(ValueError, match="is no file"):
+            Writer(path, format="parquet")
+    assert stat.S_ISCHR(device.stat().st_mode)

@@ -308,3 +308,9 @@ def test_exist_ok_where_the_kernel_rounds_up(make: Make, bpffs: Path) -> None:
     wanted = {"key": "u4", "value": "u4", "max_entries": 5, "flags": MapFlag.NO_COMMON_LRU}
     ids = {make("lru_hash", **wanted, pin=bpffs / "m", exist_ok=True).id for _ in range(2)}
     assert len(ids) == 1
+
+
+@pytest.mark.parametrize("number", (-1, 1 << 32, 1 << 70))
+def test_ids_that_no_map_can_have(number: int) -> None:
+    with pytest.raises(OverflowError, match=f"id={number}: ids go from 1 to 4294967295"):
+        fastmap.open(id=number)

@@ -84,6 +84,8 @@ class Writer:
         self._folder, self._pattern = where.parent, where.name
         self._format = _format(where, format)
         self._places = _places(where)
+        if not self._places and where.exists() and not where.is_file():
+            raise ValueError(f"{str(where)!r} is no file: it would be replaced by one")
         for what, limit in (("rotate_seconds", rotate_seconds), ("rotate_bytes", rotate_bytes)):
             if limit is None:
                 continue

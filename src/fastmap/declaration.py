@@ -184,7 +184,7 @@ class _Table:
     def __init__(self, given: Any, path: str, what: str = "") -> None:
         self.path = path
         if not isinstance(given, Mapping):
-            raise ValueError(f"{path or what}: words with values, not {given!r}")
+            raise ValueError(f"{path or what}: words with values, not {given!r:.60}")
         self._given = given
         self._asked: list[str] = []
 

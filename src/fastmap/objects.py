@@ -383,6 +383,8 @@ def open(
     elif path is not None:
         handle = syscall.obj_get(path, mode)
     elif id is not None:
+        if not 0 <= operator.index(id) < 1 << 32:
+            raise OverflowError(f"id={id}: ids go from 1 to {(1 << 32) - 1}")
         handle = syscall.map_get_fd_by_id(id, mode)
     else:
         handle = _by_name(name or "", mode)
