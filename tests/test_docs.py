@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import doctest
+import fcntl
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -84,14 +86,39 @@ def test_each_page_is_in_the_index() -> None:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    documented = set(re.findall(r"auto\w+:: fastmap\.(\w+)", (DOCS / "api.md").read_text()))
+    documented = set(re.findall(r"(?:auto\w+|py:data):: fastmap\.(\w+)", (DOCS / "api.md").read_text()))
     inherited = {name for name, at in vars(import_module("fastmap.errors")).items()
                  if isinstance(at, type)}  # by automodule
     constants = {"ANY", "EXIST", "NOEXIST"}  # members of UpdateFlag
     assert set(fastmap.__all__) - constants - inherited <= documented
 
 
+def test_the_collector_of_readme(make: Callable[..., Any],
+                                 capsys: pytest.CaptureFixture[str]) -> None:
+    """It is run as it stands there, over a map like that of README's ten lines."""
+    text = (DOCS.parent / "README.md").read_text()
+    code = text.partition("\n## The collector's kit\n")[2].partition("```python\n")[2].partition(
+        "```")[0]
+    name = f"flows{os.getpid()}"  # a "flows" could be another's
+    flows = make("percpu_hash", key=[("saddr", "u4"), ("dport", "u4")], max_entries=64,
+                 value=[("packets", "u8"), ("bytes", "u8")], name=name)
+    before, after = code.replace('"flows"', f'"{name}"').split("batch =")
+    names: dict[str, Any] = {"fastmap": fastmap}
+    exec(before, names)
+    flows[1, 443] = (1, 1500)
+    exec(f"batch ={after}", names)
+    assert capsys.readouterr().out.startswith("443 ")
+
+
 # ---- the guide ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """One at a time on a machine: the guide finds its maps by their names."""
+    with (Path(tempfile.gettempdir()) / "fastmap-guide.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager
@@ -141,6 +168,7 @@ def shell(folder: Path) -> Iterator[Callable[[str], str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("alone")
 def test_the_guide_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that it tells to type, from the second command on; ports and Prometheus are ours."""
     text = GUIDE.read_text()
