@@ -86,7 +86,8 @@ def test_each_page_is_in_the_index() -> None:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    documented = set(re.findall(r"(?:auto\w+|py:data):: fastmap\.(\w+)", (DOCS / "api.md").read_text()))
+    text = (DOCS / "api.md").read_text()
+    documented = set(re.findall(r"(?:auto\w+|py:data):: fastmap\.(\w+)", text))
     inherited = {name for name, at in vars(import_module("fastmap.errors")).items()
                  if isinstance(at, type)}  # by automodule
     constants = {"ANY", "EXIST", "NOEXIST"}  # members of UpdateFlag
