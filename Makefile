@@ -12,7 +12,7 @@ GUEST = $(BIN)/python -m tests.guest
 # An emulated machine is some twenty times as slow.
 NATIVE = -m "not slow and not native"
 
-.PHONY: help demo test quick test-kernels quick-kernels matrix bench bench-once lint types readme wheel clean
+.PHONY: help demo test quick test-kernels quick-kernels matrix bench bench-once lint types readme docs wheel clean
 
 help:
 	@echo "make demo        build, and show this machine's system calls, live (root)"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench       the figures of README, against C, in one run"
 	@echo "make lint types  ruff, cython-lint, mypy, stubtest"
 	@echo "make readme      write README's table of map types anew, from the code"
+	@echo "make docs        the guide, how-to pages and reference as HTML, in build/docs"
 	@echo "make wheel       a wheel and an sdist in dist/"
 	@echo "PYTHON=python3.13 chooses another Python (remove $(VENV) first)"
 
@@ -76,6 +77,15 @@ types: $(VENV)/.built
 
 readme: $(VENV)/.built
 	$(BIN)/python tests/maptable.py
+
+# Sphinx is not part of what the tests need: it is installed when it is first asked for.
+$(VENV)/.docs: $(VENV)/.built
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -E -b html docs build/docs
+	@echo "build/docs/index.html"
 
 wheel: $(VENV)/.built
 	$(BIN)/python -m build --no-isolation

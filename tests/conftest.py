@@ -19,9 +19,9 @@ from fastmap.enums import running_kernel, version_text
 
 # A guest of tests/guest has no compiler and no source tree: these are about the sources; nor has it
 # the libraries of the extras, which those about Arrow and fleets import.
-collect_ignore = (["test_arrow.py", "test_arrow_files.py", "test_cli_formats.py", "test_fleet.py",
-                   "test_floors.py", "test_interop.py", "test_package.py", "test_readme.py",
-                   "test_typing.py", "test_uapi.py"] if EMULATED else [])
+collect_ignore = (["test_arrow.py", "test_arrow_files.py", "test_cli_formats.py", "test_docs.py",
+                   "test_fleet.py", "test_floors.py", "test_interop.py", "test_package.py",
+                   "test_readme.py", "test_typing.py", "test_uapi.py"] if EMULATED else [])
 
 if EMULATED:
     settings.register_profile("emulated", suppress_health_check=[HealthCheck.too_slow])
