@@ -182,6 +182,20 @@ def test_auto_walks_where_it_is_as_exact(filled: Filled) -> None:
     assert len(a.snapshot(via="kernel")) == n
 
 
+def test_auto_reads_what_is_sparse_by_batches(make: Make) -> None:
+    m = make("hash", key="u8", value="u8", max_entries=100_000)
+    reader = m.reader(exact=False)
+    for count, walks in ((100, True), (100, False), (50_000, False), (50_000, True), (9, True),
+                         (9, False)):
+        m.clear()
+        m.update_many(np.arange(count, dtype="u8"), 3)
+        assert len(reader.read()) == count
+        assert (reader._core is not reader._batches) == walks, count
+    asked = m.reader(exact=False, via="kernel")
+    for _ in range(2):
+        assert len(asked.read()) == 9 and asked._core is not asked._batches
+
+
 @pytest.mark.quick
 def test_what_no_walk_can_do(make: Make, filled: Filled) -> None:
     p = make("percpu_hash", key="u4", value=[("n", "u8"), ("x", "f8")], max_entries=10)

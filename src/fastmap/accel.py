@@ -59,6 +59,9 @@ LARGEST = 32768
 MOST_CPUS = 8
 #: The bounds of a walk, which is one system call: entries of the map, bytes of the keys or values.
 MOST_WALKED, MOST_KEPT = 1 << 21, 64 << 20
+#: A hash of which less than this part is in use is walked slower, bucket by bucket, than batches
+#: read it (measured: at 1/100 2.4 to 2.8 times as slow, at 1/33 as fast, at 1/20 1.2 times faster).
+SPARSE = 1 / 25
 #: Room for entries that a walk over a hash meets twice.
 SLACK = 1024
 #: Runners that are kept for later calls: one for each thread that is inside at once.
@@ -483,6 +486,8 @@ class Walks:
         self._reason = (walks.why_not(self._columns, self._condition, len(self._cpus))
                         or self._too_large(first) or self._for_want_of_buckets())
         self._walker: Walker | None = None
+        #: How many entries the last read found; as many as there can be where that is not known.
+        self.found = entries
         if via == "kernel":
             way.takes(core, self._work, via, entries, reason=self._reason)  # says why not
 
@@ -503,6 +508,8 @@ class Walks:
         """Walk the map; return the buffers, or None where batches have to read it."""
         way, core, asked = self._way, self._core, self._via == "kernel"
         if not way.takes(core, self._work, self._via, self._entries, reason=self._reason):
+            return None
+        if not asked and not self._array and self.found < SPARSE * self._entries:
             return None
         try:
             if self._walker is None or self._walker.foreign:

@@ -114,6 +114,8 @@ class Reader:
             self._core = walker
         else:
             self._batches.fill(False, True)
+        if self._in_kernel is not None and not self._filtered:
+            self._in_kernel.found = self._core.filled
         return self._batch(True)
 
     def drain(self) -> Batch:
