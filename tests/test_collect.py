@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -326,3 +327,16 @@ def test_a_program_counts_across_the_end_of_its_range(make: Make) -> None:
         assert told(batch) == {0: 150} and not batch.resets
         program.run(data=bytes(64), repeat=7)
         assert told(delta.read()) == {0: 21}
+
+
+def test_seconds_are_those_between_the_middles_of_two_reads(make: Any) -> None:
+    m = make("hash", key="u4", value="u8", max_entries=4)
+    m[1] = 1
+    delta = Delta(m)
+    first = delta.read().copy()
+    time.sleep(0.1)
+    m[1] = 11
+    second = delta.read()
+    between = (second.started_ns + second.ended_ns - first.started_ns - first.ended_ns) / 2e9
+    assert second.seconds == pytest.approx(between, abs=1e-9) and 0.1 <= second.seconds < 10
+    assert second.values.tolist() == [10]
