@@ -77,7 +77,9 @@ def interrupted(call: Callable[[], Any], after: float,
 def test_update_many(options: dict[str, Any], make: Callable[..., Any], keys: Any,
                      record_property: Callable[[str, object], None]) -> None:
     m = make("hash", key="u8", value="u8", max_entries=N)
-    error = interrupted(lambda: m.update_many(keys, keys, **options), 0.25, record_property)
+    after = 0.4 * timeit.timeit(lambda: m.update_many(keys, keys, **options), number=1)
+    m.clear()
+    error = interrupted(lambda: m.update_many(keys, keys, **options), after, record_property)
     applied = error.applied  # type: ignore[attr-defined]
     assert 0 < applied < N
     assert applied == len(m)
@@ -113,7 +115,9 @@ def test_delete_many(filled: Callable[..., Any], keys: Any,
                      record_property: Callable[[str, object], None]) -> None:
     m, n = filled(N // 2), N // 2
     some = keys[keys < n]
-    error = interrupted(lambda: m.delete_many(some), 0.1, record_property)
+    after = 0.4 * timeit.timeit(lambda: m.delete_many(some), number=1)
+    m.update_many(some, some)
+    error = interrupted(lambda: m.delete_many(some), after, record_property)
     applied = error.applied  # type: ignore[attr-defined]
     assert 0 < applied < n and len(m) == n - applied
     assert not m.lookup_many(some[:applied])[1].any()
@@ -123,7 +127,8 @@ def test_delete_many(filled: Callable[..., Any], keys: Any,
 @pytest.mark.parametrize("options", [{}, {"threads": 2}], ids=["plain", "threads"])
 def test_lookup_many(options: dict[str, Any], full: Any, keys: Any,
                      record_property: Callable[[str, object], None]) -> None:
-    error = interrupted(lambda: full.lookup_many(keys, **options), 0.2, record_property)
+    after = 0.4 * min(timeit.repeat(lambda: full.lookup_many(keys, **options), repeat=2, number=1))
+    error = interrupted(lambda: full.lookup_many(keys, **options), after, record_property)
     assert 0 < error.applied < N  # type: ignore[attr-defined]
 
 
