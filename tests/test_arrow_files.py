@@ -225,17 +225,27 @@ def test_a_living_writer_s_file_is_left_alone(tmp_path: Path) -> None:
     assert [read(path)["key"][0].as_py() for path in whole(tmp_path, ".arrows")] == [100, 0]
 
 
+def written(folder: Path) -> int:
+    return sum(entry.stat().st_size for entry in os.scandir(folder))
+
+
 def test_a_ctrl_c_waits_until_the_rows_are_written(tmp_path: Path) -> None:
     rows = record_batch({"key": np.random.default_rng(1).integers(0, 1 << 63, 1 << 22)})
     with Writer(tmp_path / "n-{number}.parquet", rotate_bytes=40 << 20) as writer:
         writer.write(rows)  # is held
-        timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
-        began = time.monotonic()
-        timer.start()
+        held = written(tmp_path)
+
+        def interrupt() -> None:
+            while written(tmp_path) == held:  # until the write is in the middle
+                time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        other = threading.Thread(target=interrupt)
+        other.start()
         with pytest.raises(KeyboardInterrupt):
             writer.write(rows)  # goes to the file, and that is finished
-        assert time.monotonic() - began > 0.1, "too quick to be interrupted in the middle"
-        timer.join()
+            time.sleep(10)
+        other.join()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         writer.write(rows)
     assert [read(path).num_rows for path in whole(tmp_path, ".parquet")] == [1 << 23, 1 << 22]
