@@ -22,7 +22,7 @@ import pytest
 from pyarrow import ipc, parquet
 
 from fastmap.arrow import Writer, record_batch
-from fastmap.maps.base import Batch
+from fastmap.maps.batch import Batch
 
 pytestmark = pytest.mark.native("no pyarrow in the emulated kernels")
 

@@ -22,13 +22,13 @@ FLOORS = (
     ("enums errors",),
     ("_core.uapi _core.syscall _core.memory _core.convert _core.codec _core.rows _core.columns"
      " _core.map _core.batch _core.prefix _core.trie _core.queue _core.program _core.run"
-     " _core.walk _core.mount _core.ring _core.user_ring _core.perf _core.join"
+     " _core.walk _core.mount _core.ring _core.user_ring _core.perf _core.keyhash _core.join"
      " _core.jsonrows jsontext dtypes btf_special btf_build btf_read btf elf asm touching percpu"
      " loops walks buckets counting",),
     ("features accel", "mounts inventory", "syscalls decode arrow_files arrow"),
-    ("maps.rules maps.base maps.reader maps.variables maps.tables maps.arrays maps.trie maps.queues"
-     " maps.slots maps.nested maps.references maps.storage maps.code maps.records maps.consumer"
-     " maps.streams maps.perf maps.arena maps.families",),
+    ("maps.rules maps.batch maps.base maps.reader maps.variables maps.tables maps.arrays maps.trie"
+     " maps.queues maps.slots maps.nested maps.references maps.storage maps.code maps.records"
+     " maps.consumer maps.streams maps.perf maps.arena maps.families",),
     ("types token compatible objects",),
     ("groups histograms pressures collect",),
     ("declaration series prometheus", "fleet", "demo"),
@@ -167,7 +167,7 @@ def test_no_file_over_600_lines() -> None:
              and path.parent != CORE]
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
     assert len(lengths) > 30
-    assert not {path: lines for path, lines in lengths.items() if lines > 620}
+    assert not {path: lines for path, lines in lengths.items() if lines > 600}
 
 
 @pytest.mark.parametrize("path", sorted(CORE.glob("*.pyx")), ids=lambda path: path.stem)

@@ -15,7 +15,7 @@ from support import examples
 
 import fastmap
 from fastmap.collect import Delta, column, group_by, histogram, pressure, top
-from fastmap.maps.base import Batch
+from fastmap.maps.batch import Batch
 
 pytestmark = pytest.mark.quick
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:  # what type checkers read; `_HOMES` says the same to Python
     from fastmap.inventory import MapInfo, ProgramInfo, programs
     from fastmap.maps.arena import Arena
     from fastmap.maps.arrays import ArrayMap, PerCpuArrayMap
-    from fastmap.maps.base import Batch, Map
+    from fastmap.maps.base import Map
+    from fastmap.maps.batch import Batch
     from fastmap.maps.code import InsnArray, StackTrace, StructOps
     from fastmap.maps.consumer import poll
     from fastmap.maps.nested import ArrayOfMaps, HashOfMaps
@@ -88,7 +89,8 @@ _HOMES = {
         "inventory": "MapInfo ProgramInfo programs",
         "maps.arena": "Arena",
         "maps.arrays": "ArrayMap PerCpuArrayMap",
-        "maps.base": "Batch Map",
+        "maps.base": "Map",
+        "maps.batch": "Batch",
         "maps.code": "InsnArray StackTrace StructOps",
         "maps.consumer": "poll",
         "maps.nested": "ArrayOfMaps HashOfMaps",

@@ -25,7 +25,7 @@ from fastmap._core.join import KINDS, Join
 from fastmap.dtypes import Reduce, locate, plan, slots
 from fastmap.groups import column, group_by, top
 from fastmap.histograms import Histogram, histogram
-from fastmap.maps.base import Array, Batch
+from fastmap.maps.batch import Array, Batch
 from fastmap.maps.reader import Reader
 from fastmap.maps.tables import Table
 from fastmap.pressures import Pressure, pressure

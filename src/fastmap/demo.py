@@ -19,7 +19,7 @@ from fastmap._core.program import Program
 from fastmap._core.syscall import possible_cpus
 from fastmap.enums import NOEXIST, ProgType
 from fastmap.features import missing_capabilities
-from fastmap.maps.base import Array
+from fastmap.maps.batch import Array
 from fastmap.objects import create
 from fastmap.syscalls import syscall_names
 

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastmap._core.join import numbered
-from fastmap.maps.base import Array, Batch
+from fastmap._core.keyhash import numbered
+from fastmap.maps.batch import Array, Batch
 
 Columns: TypeAlias = str | Sequence[str]
 

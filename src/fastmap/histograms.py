@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmap.groups import Columns, column, names_of, number, packed, summable
-from fastmap.maps.base import Array, Batch
+from fastmap.maps.batch import Array, Batch
 
 #: How a slot's number tells the largest value that is counted in it, before the multiplier.
 TYPES = ("exp2", "exp2zero", "linear")

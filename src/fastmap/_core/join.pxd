@@ -3,6 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmap._core.columns cimport Columns
+from fastmap._core.keyhash cimport Table
 from fastmap._core.memory cimport Block
 
 
@@ -20,14 +21,6 @@ cdef struct Side:
     Py_ssize_t count
     Py_ssize_t row_stride
     Py_ssize_t cpu_stride
-
-
-cdef struct Table:
-    uint64_t *words
-    uint64_t mask
-    uint64_t seed
-    const char *keys
-    Py_ssize_t size
 
 
 cdef class Join:

@@ -11,8 +11,6 @@ from fastmap._core.memory import Block
 
 KINDS: dict[str, int]
 
-def numbered(keys: npt.NDArray[Any]) -> tuple[Block, Block, int]: ...
-
 @disjoint_base
 class Join:
     def __new__(

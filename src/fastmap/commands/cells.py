@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fastmap.commands.output import Column, visible
 from fastmap.decode import decode
-from fastmap.maps.base import Batch
+from fastmap.maps.batch import Batch
 
 Array = npt.NDArray[Any]
 

@@ -18,7 +18,8 @@ from fastmap.commands.output import Failure, Misuse, print_table, progress
 from fastmap.commands.selection import add_selection, selected, table_of
 from fastmap.commands.target import add_dtypes, add_map, opened
 from fastmap.decode import DECODERS
-from fastmap.maps.base import Batch, Map
+from fastmap.maps.base import Map
+from fastmap.maps.batch import Batch
 from fastmap.maps.trie import IPV4, IPV6
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from fastmap.commands.behind import Behind
 from fastmap.commands.output import Failure
 from fastmap.jsontext import JsonWriter
-from fastmap.maps.base import Array, Batch
+from fastmap.maps.batch import Array, Batch
 
 #: Rows of a row group of Parquet: what readers take up at once.
 ROW_GROUP = 1 << 20

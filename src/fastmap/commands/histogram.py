@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fastmap.commands.cells import cells
 from fastmap.commands.output import BOLD, GREEN, Failure, Misuse, styled, visible, width
 from fastmap.commands.selection import column
-from fastmap.maps.base import Batch
+from fastmap.maps.batch import Batch
 
 Array = npt.NDArray[Any]
 

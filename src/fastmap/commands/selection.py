@@ -14,7 +14,8 @@ from fastmap.collect import top
 from fastmap.commands.output import Advance, Failure, Misuse
 from fastmap.dtypes import REDUCTIONS, locate
 from fastmap.enums import MapType
-from fastmap.maps.base import Batch, Map
+from fastmap.maps.base import Map
+from fastmap.maps.batch import Batch
 from fastmap.maps.tables import Table
 
 Array = npt.NDArray[Any]

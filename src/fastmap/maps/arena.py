@@ -14,7 +14,8 @@ from fastmap._core.memory import Mapping as MemoryMapping
 from fastmap.enums import MapFlag, MapType
 from fastmap.errors import PermissionDenied
 from fastmap.maps.arrays import window
-from fastmap.maps.base import Array, Map
+from fastmap.maps.base import Map
+from fastmap.maps.batch import Array
 from fastmap.maps.rules import ABSENT, Shape
 
 #: The most pages of an arena: 4 GiB.

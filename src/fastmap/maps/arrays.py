@@ -12,7 +12,8 @@ from fastmap._core.syscall import fdinfo
 from fastmap.dtypes import slots
 from fastmap.enums import MapFlag, MapType
 from fastmap.errors import ENOTSUPP, NotSupported, PermissionDenied
-from fastmap.maps.base import Array, Map
+from fastmap.maps.base import Map
+from fastmap.maps.batch import Array
 from fastmap.maps.rules import INDEX
 from fastmap.maps.tables import PerCpu, Table
 from fastmap.maps.variables import Variables

@@ -13,7 +13,8 @@ from fastmap._core.syscall import Fd
 from fastmap.enums import ANY, MapFlag, MapType
 from fastmap.errors import NotSupported
 from fastmap.maps.arrays import ArrayMap
-from fastmap.maps.base import Array, Batch, Keys, Map
+from fastmap.maps.base import Keys, Map
+from fastmap.maps.batch import Array, Batch
 from fastmap.maps.reader import Reader, count, sweep
 from fastmap.maps.rules import Shape, Side, fixed
 from fastmap.maps.tables import Table

@@ -14,7 +14,8 @@ from fastmap._core.syscall import Fd
 from fastmap.dtypes import Reduce, Where
 from fastmap.enums import ANY, Command, MapFlag, MapType, running_kernel
 from fastmap.errors import ObjectNotFound, PermissionDenied
-from fastmap.maps.base import Array, Batch, Keys, Map
+from fastmap.maps.base import Keys, Map
+from fastmap.maps.batch import Array, Batch
 from fastmap.maps.rules import fixed
 from fastmap.maps.slots import MISSING, Referring, Slots, pop, popitem
 from fastmap.maps.tables import HashMap, Table

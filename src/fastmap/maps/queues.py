@@ -14,7 +14,8 @@ from fastmap._core.rows import rows_of
 from fastmap.accel import Loops
 from fastmap.enums import ANY, EXIST, MapType
 from fastmap.errors import NotSupported
-from fastmap.maps.base import Array, Map
+from fastmap.maps.base import Map
+from fastmap.maps.batch import Array
 from fastmap.maps.rules import ABSENT, Described, Shape
 
 #: A queue pops into so many bytes at first, and goes on into twice as many.

@@ -10,7 +10,8 @@ import numpy as np
 from fastmap._core.codec import PerCpuCodec
 from fastmap._core.columns import Columns
 from fastmap.dtypes import Reduce, Where, plan, slots
-from fastmap.maps.base import Batch, Map
+from fastmap.maps.base import Map
+from fastmap.maps.batch import Batch
 
 if TYPE_CHECKING:
     from fastmap._core.batch import BatchReader

@@ -16,7 +16,8 @@ from fastmap._core.program import Link, Program
 from fastmap._core.rows import rows_of
 from fastmap._core.syscall import Fd
 from fastmap.enums import ANY, MapType
-from fastmap.maps.base import Array, Map
+from fastmap.maps.base import Map
+from fastmap.maps.batch import Array
 from fastmap.maps.rules import fixed
 from fastmap.maps.slots import (
     MISSING,

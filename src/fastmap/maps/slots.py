@@ -18,7 +18,8 @@ from fastmap._core.rows import rows_of
 from fastmap._core.syscall import Fd, Held
 from fastmap.enums import ANY, Command
 from fastmap.errors import batch_error, from_errno
-from fastmap.maps.base import Array, Keys, Map
+from fastmap.maps.base import Keys, Map
+from fastmap.maps.batch import Array
 from fastmap.maps.reader import count
 from fastmap.maps.rules import INDEX, Described
 from fastmap.maps.tables import Table

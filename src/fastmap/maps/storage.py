@@ -15,7 +15,8 @@ from fastmap._core.rows import rows_of
 from fastmap.dtypes import slots
 from fastmap.enums import ANY, Command, MapFlag, MapType
 from fastmap.errors import KeyNotFound, NotSupported
-from fastmap.maps.base import Array, Map
+from fastmap.maps.base import Map
+from fastmap.maps.batch import Array
 from fastmap.maps.rules import fixed
 from fastmap.maps.tables import PerCpu, Table
 

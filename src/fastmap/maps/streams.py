@@ -19,7 +19,8 @@ from fastmap._core.user_ring import UserRing as UserCore
 from fastmap.dtypes import parse, slots
 from fastmap.enums import MapFlag, MapType
 from fastmap.errors import RingFull
-from fastmap.maps.base import Array, Map
+from fastmap.maps.base import Map
+from fastmap.maps.batch import Array
 from fastmap.maps.consumer import Consumer, seconds_of
 from fastmap.maps.records import Kinds, Record, StreamBatch
 from fastmap.maps.rules import ABSENT, Shape

@@ -27,7 +27,8 @@ from fastmap.accel import Loops
 from fastmap.dtypes import Reduce, Where, plan, slots, unpacked
 from fastmap.enums import ANY, NOEXIST, Command, MapFlag, MapType, UpdateFlag, running_kernel
 from fastmap.errors import KeyExists, KeyNotFound, PermissionDenied
-from fastmap.maps.base import Array, Batch, Keys, Map, elements, in_threads
+from fastmap.maps.base import Keys, Map, in_threads
+from fastmap.maps.batch import Array, Batch, elements
 from fastmap.maps.reader import Reader, count, sweep
 from fastmap.maps.rules import Shape
 

@@ -20,7 +20,8 @@ from fastmap._core.trie import TrieReader
 from fastmap.dtypes import Reduce
 from fastmap.enums import ANY, NOEXIST, MapFlag, MapType
 from fastmap.errors import KeyExists, NotSupported
-from fastmap.maps.base import Array, Keys, Map
+from fastmap.maps.base import Keys, Map
+from fastmap.maps.batch import Array
 from fastmap.maps.rules import Shape, Side
 from fastmap.maps.tables import HashMap
 
