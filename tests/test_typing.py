@@ -45,7 +45,7 @@ def use(m: fastmap.HashMap) -> None:
     fastmap.nothing
     m.reader(chunk="many")
 """
-SAID = ['"int"', '"fastmap._core.program.Link"', '"tuple[int, ...]"', '"fastmap.maps.base.Batch"',
+SAID = ['"int"', '"fastmap._core.program.Link"', '"tuple[int, ...]"', '"fastmap.maps.batch.Batch"',
         '"int"', '"fastmap.collect.DeltaBatch"', 'has no attribute "nothing"',
         'Argument "chunk" to "reader"']
 

@@ -6,4 +6,6 @@ import numpy.typing as npt
 
 from fastmap._core.memory import Block
 
+__pyx_capi__: dict[str, object]
+
 def numbered(keys: npt.NDArray[Any]) -> tuple[Block, Block, int]: ...
