@@ -181,7 +181,13 @@ class InKernel:
             return True
         return (self.kind not in _DIFFERENT.get(work, ())
                 and self.layout.value_size <= LARGEST
-                and (self._touches or len(self.layout.cpus) <= MOST_CPUS))
+                and (self._by_pointer() or len(self.layout.cpus) <= MOST_CPUS))
+
+    def _by_pointer(self) -> bool:
+        """Whether the values of all CPUs are had with one search."""
+        cpus, size = len(self.layout.cpus), self.layout.value_size
+        return (self._touches and self.layout.wordwise
+                and cpus * (14 + size // 4) <= percpu.MOST_WORK)
 
     def _pays(self, work: str, count: int) -> bool:
         self._seen += count
@@ -325,9 +331,10 @@ class InKernel:
             try:
                 if (touching_code := self._touching(make, core, work, runner)) is not None:
                     return load(core, touching_code, name, sleepable)
-            except BpfError:  # it takes CAP_PERFMON
+            except BpfError:  # it takes CAP_PERFMON; the plain one below tells if it fails, too
                 pass
             self._touches = False
+            self._alike.clear()
         return load(core, make(), name, sleepable)
 
     def _touching(self, make: Callable[..., Code], core: MapCore, work: str,
@@ -340,8 +347,7 @@ class InKernel:
             return None
         toucher = touching.Toucher(core._fd, runner.scratch, what, self.layout.key_size,
                                    buckets.POINTER if cpus else size)
-        if work == "lookup" and cpus and self.layout.wordwise and (
-                len(cpus) * (14 + size // 4) <= percpu.MOST_WORK):
+        if work == "lookup" and cpus and self._by_pointer():
             make = partial(make, values=percpu.Values(toucher, percpu.anchored(), cpus))
         return make(toucher=toucher)
 

@@ -342,8 +342,7 @@ def lookup(map: int | HasFileno, buffer: int | HasFileno, layout: Layout, *, may
         if take and loop.toucher is not None:
             _find(loop, loop.toucher, layout)
             loop.element(R7, layout.values_at, layout.row_size, R8)
-            copy(a, R7, R0, layout.value_size, R1,
-                 frm=loop.toucher.what.key_at + -(-layout.key_size // 8) * 8)
+            copy(a, R7, R0, layout.value_size, R1, frm=loop.toucher.value_at)
             found()
             a.label("search")
         loop.element(R2, layout.keys_at, layout.key_size, R3)

@@ -48,7 +48,6 @@ class Values:
         self.cpus = cpus
         #: Where a value begins, from what `load` leaves.
         self.at = toucher.what.key_at
-        self.pointer_at = self.at + -(-toucher.key_size // 8) * 8
 
     def start(self, a: Assembler, failed: str) -> None:
         """Put what is added for each CPU into the scratch map; R6 and R9 alone are kept."""
@@ -76,9 +75,9 @@ class Values:
             a.sub(R1, R7)
             a.stx(8, R8, SCRATCH + EACH * i, R1)
 
-    def pointer(self, a: Assembler, register: Reg) -> None:
-        """Let `register` be the pointer of the element at R0."""
-        a.ldx(8, register, R0, self.pointer_at)
+    def pointer(self, a: Assembler, register: Reg, elem: Reg = R0) -> None:
+        """Let `register` be the pointer of the element at `elem`."""
+        a.ldx(8, register, elem, self.toucher.value_at)
 
     def load(self, a: Assembler, pointer: Reg, which: int) -> None:
         """Let R0 + `at` point to the value of CPU number `which` of them; R1 to R5 are lost."""

@@ -128,6 +128,8 @@ class Toucher:
         self.what = what
         self.key_size = key_size
         self.value_size = value_size
+        #: Where in an element its value begins, or the pointer to those of all CPUs.
+        self.value_at = what.key_at + -(-key_size // 8) * 8
 
     def start(self, a: Assembler) -> None:
         """Put what of the hash is used into the scratch map."""
@@ -236,9 +238,8 @@ class Toucher:
         self._cast(a, done)
         a.ldx(8, R1, R0, 0)
         a.ldx(4, R1, R0, self.what.hash_at)
-        first = self.what.key_at
-        last = first + -(-self.key_size // 8) * 8 + self.value_size - 1
-        for at in range(last, first, -_CACHE_LINE)[:_MOST_LINES]:
+        last = self.value_at + self.value_size - 1
+        for at in range(last, self.what.key_at, -_CACHE_LINE)[:_MOST_LINES]:
             a.ldx(1, R1, R0, at)
         a.ja(done)
 

@@ -139,7 +139,7 @@ class Output:
             for _, _, _, src, dst, count in self.columns:
                 copy(a, out, value, count, R0, to=dst, frm=value_at + src)
         else:
-            a.ldx(8, R9, value, self.values.pointer_at)
+            self.values.pointer(a, R9, value)
             for which in range(len(self.values.cpus)):
                 self.values.load(a, R9, which)
                 for column in self.columns:
@@ -160,7 +160,7 @@ class Output:
     def _folded(self, a: Assembler, values: Values, condition: Condition) -> Condition:
         """Reduce what a condition is about to the scratch map, to which R8 points then."""
         (op, kind, swapped, src, _, _), compare, on_key, bound = condition
-        a.ldx(8, R9, R7, values.pointer_at)
+        values.pointer(a, R9, R7)
         a.ld_map_value(R8, values.toucher.scratch)
         for which in range(len(values.cpus)):
             values.load(a, R9, which)
@@ -222,7 +222,7 @@ def walk_buckets(toucher: Toucher, output: Output) -> Code:
     a.ld_map_value(R2, toucher.scratch)
     a.stx(8, R2, NEXT, R1)
     key_at = toucher.what.key_at
-    output.write(a, R7, key_at, R7, key_at + -(-output.key_size // 8) * 8)
+    output.write(a, R7, key_at, R7, toucher.value_at)
     a.label("dropped")
     a.ld_map_value(R2, toucher.scratch)
     a.ldx(8, R1, R2, NEXT)

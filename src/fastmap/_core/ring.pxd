@@ -24,8 +24,7 @@ cdef class Ring:
     cdef uint64_t origin
     cdef Py_ssize_t lead
     cdef readonly Block copied
-    # What the last walk found: positions of the span, and the records in it.
-    cdef uint64_t begin
+    # What the last walk found: where the span ends, and the records in it.
     cdef uint64_t end
     cdef readonly Py_ssize_t count
     cdef readonly Py_ssize_t length

@@ -264,10 +264,11 @@ cdef class Ring:
     def lease(self, Py_ssize_t most, Py_ssize_t only=-1):
         """Find up to `most` records, which stay where they are until `give_back`.
 
-        With `only`, those of so many bytes, up to the first of another length. Returns whether
-        there are any; without any, nothing is leased.
+        With `only`, those of so many bytes, up to the first of another length; ``length`` is that
+        where none comes before it. Returns whether there are any; without any, nothing is leased.
         """
         self._enter()
+        self.length = only
         try:
             with nogil:
                 self._walk(most, only)
@@ -290,6 +291,7 @@ cdef class Ring:
     cdef int _copy(self, uint64_t *position, uint64_t *produced, Py_ssize_t most) except -1 nogil:
         """Copy what waits, or as much as `most` records may be, and go past what is overwritten."""
         cdef uint64_t over, size = produced[0] - position[0]
+        cdef uint32_t header
         cdef const char *at = self.pages.data + self.page + (position[0] & (self.size - 1))
         if size and most < self.size:
             size = min(size, max(<uint64_t>LEAST_COPY,
@@ -305,6 +307,11 @@ cdef class Ring:
         self.lead = 0
         produced[0] = position[0] + size
         position[0] = min(max(position[0], over), produced[0])
+        while position[0] < produced[0]:  # what was discarded since `_head` looked
+            header = fm_load32(<const uint32_t *>self._at(position[0]))
+            if header & BUSY or not header & DISCARD:
+                break
+            position[0] = min(position[0] + step_of(header), produced[0])
         return 0
 
     cdef int _walk(self, Py_ssize_t most, Py_ssize_t only) except -1 nogil:
@@ -322,12 +329,15 @@ cdef class Ring:
         self._bounds(&position, &produced)
         if self.overwriting:
             self._copy(&position, &produced, most)
-        self.begin = self.end = position
+        self.end = position
         if position == produced or most <= 0:
             return 0
         at = self._at(position)
         header = fm_load32(<const uint32_t *>at)
-        if header & BUSY or (only >= 0 and header != <uint32_t>only):
+        if header & BUSY:
+            return 0
+        if only >= 0 and header != <uint32_t>only:
+            self.length = header & LENGTH
             return 0
         step = step_of(header)
         if not header & DISCARD:

@@ -195,12 +195,10 @@ class RingBuffer(Ring, Consumer):
 
     def _newest(self, core: RingCore, most: int, out: Array | None) -> StreamBatch:
         """Take what programs have not overwritten: a lease has copied it already."""
-        length = -1
-        if out is not None:
-            length, _ = core.peek()
-            if length not in (-1, out.dtype.itemsize):
-                raise _other_size(length, out)
+        length = -1 if out is None else out.dtype.itemsize
         if not core.lease(most, length):
+            if out is not None and core.length != length:
+                raise _other_size(core.length, out)
             return StreamBatch.empty(self._kinds)
         try:
             batch = self._leased(core)
