@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastmap import Program
@@ -100,3 +101,13 @@ class Producer:
 
     def __exit__(self, *_: object) -> None:
         self.program.close()
+
+
+def beside(produce: Callable[[int], object], count: int) -> threading.Event:
+    """Run ``produce(i)`` for each i below `count`, in threads; return what tells that all ended."""
+    threads = [threading.Thread(target=produce, args=(i,)) for i in range(count)]
+    done = threading.Event()
+    for thread in threads:
+        thread.start()
+    threading.Thread(target=lambda: [[t.join() for t in threads], done.set()]).start()
+    return done

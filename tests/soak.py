@@ -7,11 +7,10 @@ ends with status 1 where one is not.
 from __future__ import annotations
 
 import sys
-import threading
 import time
 
 import numpy as np
-from producers import Producer
+from producers import Producer, beside
 
 import fastmap
 
@@ -33,11 +32,9 @@ def soak(seconds: float) -> int:
                     dropped[which] += run((which << 48) + made[which], RUN)
                     made[which] += RUN
 
-        threads = [threading.Thread(target=produce, args=(i,)) for i in range(PRODUCERS)]
-        for thread in threads:
-            thread.start()
+        done = beside(produce, PRODUCERS)
         while True:
-            ended = not any(thread.is_alive() for thread in threads)
+            ended = done.is_set()
             with ring.lease(timeout=0.05) as batch:
                 found = batch.records["n"].astype("i8")
             if ended and not len(found):

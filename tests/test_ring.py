@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from producers import NO_WAKEUP, SLEEPABLE, Producer
+from producers import NO_WAKEUP, SLEEPABLE, Producer, beside
 from support import EMULATED, in_child
 
 import fastmap
@@ -488,17 +488,14 @@ def test_drops_are_shown_beside(ring: RingBuffer, make: Callable[..., Any]) -> N
 def test_every_number_is_received_or_counted(make: Callable[..., Any], producers: int,
                                              way: str) -> None:
     rb = make("ringbuf", max_entries=1 << 14, record=EVENT)
-    each, done, dropped = 30_000, threading.Event(), [0] * producers
+    each, dropped = 30_000, [0] * producers
 
     def produce(which: int) -> None:
         with Producer(rb, 16) as run:
             for first in range(0, each, 100):
                 dropped[which] += run(which * each + first, 100)
 
-    threads = [threading.Thread(target=produce, args=(i,)) for i in range(producers)]
-    for thread in threads:
-        thread.start()
-    threading.Thread(target=lambda: [[t.join() for t in threads], done.set()]).start()
+    done = beside(produce, producers)
     got: list[Any] = []
     while True:
         ended = done.is_set()

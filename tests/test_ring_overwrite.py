@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from producers import Producer
+from producers import Producer, beside
 
 import fastmap
 from fastmap import MapFlag, NotSupported, RingBuffer
@@ -106,7 +105,7 @@ def test_sizes_and_discards(make: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("way", ("read", "lease"))
 def test_beside_producers_each_record_is_whole(make: Callable[..., Any], way: str) -> None:
     rb = make("ringbuf", max_entries=4096, record=EVENT, flags=MapFlag.RB_OVERWRITE)
-    each, done = 100_000, threading.Event()
+    each = 100_000
 
     def produce(which: int) -> None:
         with Producer(rb, 16) as run:
@@ -114,10 +113,7 @@ def test_beside_producers_each_record_is_whole(make: Callable[..., Any], way: st
                 # None finds room while the other's oldest is not submitted, and in the way.
                 run(which * each + first, 200)
 
-    threads = [threading.Thread(target=produce, args=(i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    threading.Thread(target=lambda: [[t.join() for t in threads], done.set()]).start()
+    done = beside(produce, 2)
     got: list[Any] = []
     while True:
         ended = done.is_set()

@@ -197,7 +197,6 @@ __all__ = [
     "read_btf",
     "spin_lock",
     "pins",
-    "possible_cpus",
     "programs",
 ]
 
