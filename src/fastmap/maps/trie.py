@@ -85,9 +85,14 @@ class LpmTrie(HashMap):
 
     **Whole reads** go from key to key. Where the key that the kernel stands on is deleted
     meanwhile, it starts over; the reader passes over what it has had, and so returns each entry
-    once. A walk ends at the latest when the kernel has handed out four times ``max_entries``:
-    ``complete`` is False then. An entry that is deleted while it is read may show the value of the
-    prefix above it.
+    once. A walk ends at the latest when the kernel has handed out four times ``max_entries``. An
+    entry that is deleted while it is read may show the value of the prefix above it.
+
+    Beside a writer the kernel may pass over entries, unseen (one read in a hundred, measured beside
+    one that never pauses). So ``complete`` is True only where the kernel counts as many entries
+    before the read and after it as came, and after a drain none. Its count is in the descriptor's
+    fdinfo, from Linux 6.4 on, and what it means is tried once on a trie of one entry, which takes
+    CAP_BPF: without these ``complete`` is False.
 
     **Drains** and ``clear()`` look up a batch of entries and then delete it, for want of a command
     that does both: what was deleted is returned, once, but a value that is replaced between the
