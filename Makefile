@@ -12,14 +12,16 @@ GUEST = $(BIN)/python -m tests.guest
 # An emulated machine is some twenty times as slow.
 NATIVE = -m "not slow and not native"
 
-.PHONY: help demo test quick test-kernels quick-kernels matrix bench bench-once lint types readme docs wheel clean
+.PHONY: help demo test quick test-kernels quick-kernels matrix bench bench-once bench-peers bench-report bench-gate lint types readme docs wheel clean
 
 help:
 	@echo "make demo        build, and show this machine's system calls, live (root)"
 	@echo "make test        build, and run all tests on this kernel (root)"
 	@echo "make quick       the quick tests alone"
 	@echo "make test-kernels  the tests in emulated Linux 6.1 and 6.12; matrix: CPU topologies too"
-	@echo "make bench       the figures of README, against C, in one run"
+	@echo "make bench       the figures of README, against C and the other libraries, in one run"
+	@echo "make bench-peers installs those libraries; bench-report makes a page of what bench measured"
+	@echo "make bench-gate  system calls and memory of a call, against bench/gate.json"
 	@echo "make lint types  ruff, cython-lint, mypy, stubtest"
 	@echo "make readme      write README's table of map types anew, from the code"
 	@echo "make docs        the guide, how-to pages and reference as HTML, in build/docs"
@@ -63,7 +65,20 @@ matrix: $(VENV)/.built
 	$(GUEST) matrix -- -q -m quick tests
 
 bench: $(VENV)/.built
-	$(BIN)/python -m pytest bench -o python_files='bench_*.py'
+	@mkdir -p bench/build
+	$(BIN)/python -m pytest bench -o python_files='bench_*.py' \
+		--benchmark-json=bench/build/bench.json
+
+bench-peers: $(VENV)/.built
+	@$(BIN)/python -m bench.peers.install
+
+bench-report: $(VENV)/.built
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
+		$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]' --no-build-isolation
+	@$(BIN)/python -m bench.report
+
+bench-gate: $(VENV)/.built
+	@$(BIN)/python -m bench.gate
 
 bench-once: $(VENV)/.built
 	$(BIN)/python -m pytest -q bench -o python_files='bench_*.py' --bench-once

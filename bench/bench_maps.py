@@ -15,6 +15,7 @@ from .allocations import growth
 from .cases import ROWS, SMALL, Case, Row, Size
 from .cside import CSide
 from .harness import Result, Side, quiet
+from .kernel_cases import KERNEL_ROWS
 from .threads import Bulk, bulk_calls, element_rate, progress
 
 BULK = ("lookup_many", "update_many", "reader.read", "drain")
@@ -25,7 +26,8 @@ def size(once: bool) -> Size:
     return SMALL if once else Size()
 
 
-@pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.__name__)
+@pytest.fixture(scope="module", params=(*ROWS, *KERNEL_ROWS.values()),
+                ids=(*(row.__name__ for row in ROWS), *KERNEL_ROWS))
 def case(request: pytest.FixtureRequest, c: CSide, size: Size) -> Iterator[Case]:
     row: Row = request.param
     with row(c, size) as case:

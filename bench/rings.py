@@ -55,7 +55,7 @@ def library() -> ctypes.CDLL:
     return lib
 
 
-def filler(ring: Any) -> Code:
+def filler(ring: Any, flags: int = NO_WAKEUP) -> Code:
     """Assemble: put ``ctx[0]`` records into `ring`, numbered from 0 on."""
     a = Assembler()
     a.stx(8, FP, -8, R1)
@@ -81,7 +81,7 @@ def filler(ring: Any) -> Code:
     a.mov(R2, FP)
     a.add(R2, -32)
     a.mov(R3, 32)
-    a.mov(R4, NO_WAKEUP)
+    a.mov(R4, flags)
     a.call(Helper.RINGBUF_OUTPUT)
     a.mov(R0, 0)
     a.exit()
@@ -107,11 +107,15 @@ def drainer(ring: Any) -> Code:
 
 
 @contextmanager
-def filled(size: Size, entries: int) -> Iterator[tuple[Any, int, int, Callable[[], None]]]:
-    """A ring, how many records, their sum, and what fills the empty ring with them."""
+def filled(size: Size, entries: int, flags: int = NO_WAKEUP
+           ) -> Iterator[tuple[Any, int, int, Callable[[], None]]]:
+    """A ring, how many records, their sum, and what fills the empty ring with them.
+
+    `flags` 0 wakes who waits: cilium/ebpf looks into the ring only after its epoll told of it.
+    """
     n = entries if size.entries >= 100_000 else 1000
     with fastmap.create("ringbuf", max_entries=RING, record=RECORD) as ring, \
-            fastmap.Program("syscall", filler(ring), flags=SLEEPABLE) as program:
+            fastmap.Program("syscall", filler(ring, flags), flags=SLEEPABLE) as program:
         def fill() -> None:
             assert ring.available == 0
             program.run(bytearray(struct.pack("=QQ", n, 0)))
