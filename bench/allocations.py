@@ -124,7 +124,11 @@ def in_child(work: str, entries: int) -> dict[str, float]:
     return {name: float(value) for name, value in json.loads(found.stdout).items()}
 
 
-def growth(work: str, name: str, few: int = 1_000, many: int = 100_000) -> Result:
+#: The calls that are looked at, as users write them.
+STEADY = {"read": "reader.read()", "read_sum": 'reader(reduce="sum").read()'}
+
+
+def growth(work: str, few: int = 1_000, many: int = 100_000) -> Result:
     """Bytes a call at two sizes; the ratio is what each entry more has cost."""
     small, large = in_child(work, few), in_child(work, many)
     bytes_small, bytes_large = (
@@ -132,7 +136,7 @@ def growth(work: str, name: str, few: int = 1_000, many: int = 100_000) -> Resul
     )
     each = (bytes_large - bytes_small) / (many - few)
     return Result(
-        name=name,
+        name=f"allocations of a steady-state `{STEADY[work]}`",
         against=f"{few:,} entries (ratio: bytes an entry)",
         ours=bytes_large,
         theirs=bytes_small,

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastmap
 
-from .harness import Result, compare, quiet
+from .conftest import Pair
 
 KEY = np.dtype([("source", "u8"), ("target", "u8")])
 VALUE = np.dtype([("packets", "u8"), ("bytes", "u8")])
@@ -37,40 +36,14 @@ def copied(batch: fastmap.Batch) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["a batch of its own", "a reader's batch"])
-def test_to_arrow(
-    benchmark: BenchmarkFixture,
-    flows: fastmap.Batch,
-    results: list[Result],
-    once: bool,
-    kind: str,
-) -> None:
+def test_to_arrow(flows: fastmap.Batch, pair: Pair, kind: str) -> None:
     batch = flows
     if kind == "a reader's batch":
         batch = fastmap.Batch(*flows, complete=True, started_ns=0, ended_ns=0)
     made = batch.to_arrow()
     for name, column in copied(batch).items():
         assert np.array_equal(made[name].to_numpy(), column)
-
-    def ours(number: int) -> int:
-        return len(batch.to_arrow())
-
-    def theirs(number: int) -> int:
-        return len(copied(batch)["bytes"])
-
-    benchmark.group = "to_arrow"
-    with quiet():
-        assert benchmark.pedantic(ours, args=(0,), rounds=5, warmup_rounds=1) == len(batch)
-    if once:
-        return
-    result = compare(
-        f"`to_arrow` of {kind}, {len(batch):,} rows, 4 columns",
-        ours,
-        theirs,
-        against="numpy, copies of the columns",
-        entries=len(batch),
-        limit=1.3,
-        rounds=60,
-    )
-    benchmark.extra_info["ratio"] = result.as_dict()
-    results.append(result)
-    assert result.verdict != "missed", str(result)
+    pair("to_arrow", lambda number: len(batch.to_arrow()),
+         lambda number: len(copied(batch)["bytes"]),
+         name=f"`to_arrow` of {kind}, {len(batch):,} rows, 4 columns",
+         against="numpy, copies of the columns", entries=len(batch), limit=1.3, rounds=60)

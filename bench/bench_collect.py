@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastmap
 from fastmap.collect import Delta
 
 from .cases import SMALL, Size
+from .conftest import Figure, Pair
 from .cside import Array
-from .harness import Result, compare
 
 KEY = np.dtype([("src", "u4"), ("dst", "u4"), ("ports", "u4"), ("proto", "u4")])
 VALUE = np.dtype([(name, "u8") for name in ("packets", "bytes", "errors", "drops")])
@@ -66,15 +67,8 @@ def flows(once: bool) -> Iterator[Flows]:
         yield Flows(m, keys, m.reader(), Delta(m))
 
 
-def judge(results: list[Result], result: Result) -> None:
-    results.append(result)
-    print(result)
-    assert result.verdict != "missed", str(result)
-
-
 @pytest.mark.parametrize("what", ["steady", "1% came and went"])
-def test_delta_against_the_read_alone(flows: Flows, what: str, once: bool,
-                                      results: list[Result]) -> None:
+def test_delta_against_the_read_alone(flows: Flows, what: str, pair: Pair) -> None:
     flows.delta.read()
     flows.grow()
     batch = flows.delta.read()
@@ -83,15 +77,13 @@ def test_delta_against_the_read_alone(flows: Flows, what: str, once: bool,
     flows.churn()
     batch = flows.delta.read()
     assert batch.new.sum() == len(batch.gone) == len(flows.keys) // 100 and not batch.resets
-    if not once:
-        judge(results, compare(
-            f"`Delta.read()`, {what}",
-            lambda number: len(flows.delta.read()), lambda number: len(flows.reader.read()),
-            against="`reader.read()`", entries=len(flows.keys), limit=1.5, rounds=30,
-            before=None if what == "steady" else flows.churn))
+    pair("delta", lambda number: len(flows.delta.read()), lambda number: len(flows.reader.read()),
+         name=f"`Delta.read()`, keys of 16 B, 4 counters, {what}", against="`reader.read()`",
+         entries=len(flows.keys), limit=1.5, rounds=30,
+         before=None if what == "steady" else flows.churn)
 
 
-def test_join_against_pandas(flows: Flows, once: bool, results: list[Result]) -> None:
+def test_join_against_pandas(flows: Flows, pair: Pair) -> None:
     import pandas as pd
 
     last = flows.map.snapshot().copy()
@@ -119,10 +111,9 @@ def test_join_against_pandas(flows: Flows, once: bool, results: list[Result]) ->
     assert ours(0) == len(now)
     grown = flows.delta._batch(now, last).values
     assert all(np.array_equal(grown[name], merged()[name]) for name in names)
-    if not once:
-        judge(results, compare(
-            "join and difference of two reads", ours, lambda number: len(merged()),
-            against="pandas, merge and subtract", entries=len(now), limit=0.1, rounds=20))
+    pair("delta", ours, lambda number: len(merged()),
+         name="a delta's join and subtraction of two reads", against="pandas, merge and subtract",
+         entries=len(now), limit=0.1, rounds=20)
 
 
 #: Milliseconds of an import, and the MiB that the process has then.
@@ -146,18 +137,25 @@ def measured(modules: str) -> tuple[float, float]:
     return took, rss
 
 
-def test_import_over_numpy(once: bool) -> None:
+def test_import_over_numpy(benchmark: BenchmarkFixture, figure: Figure, once: bool) -> None:
     """`import fastmap`, at most 15 ms and 3 MiB over `import numpy`; the first map is told too."""
     kinds = {"numpy": "numpy", "fastmap": "numpy, fastmap",
              "first name": "numpy, fastmap; fastmap.create"}
     samples: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
-    for _ in range(2 if once else 25):
-        for kind, modules in kinds.items():
-            samples[kind].append(measured(modules))
+
+    def rounds() -> int:
+        for _ in range(2 if once else 25):
+            for kind, modules in kinds.items():
+                samples[kind].append(measured(modules))
+        return len(samples["numpy"])
+
+    benchmark.group = "import"
+    assert benchmark.pedantic(rounds) == (2 if once else 25)
     base = samples["numpy"][1:]  # the first may have compiled
-    for kind in ("fastmap", "first name"):
+    for kind, name, targets in (
+            ("fastmap", "`import fastmap`, over numpy's", ("<= 15", "<= 3")),
+            ("first name", "the same and the first name's module", ("", ""))):
         over = [median(ours[i] - theirs[i] for ours, theirs in
                        zip(samples[kind][1:], base, strict=True)) for i in (0, 1)]
-        print(f"import {kind}: {over[0]:.1f} ms, {over[1]:.1f} MiB over numpy")
-        if kind == "fastmap":
-            assert once or (over[0] <= 15 and over[1] <= 3)
+        for number, unit, target in zip(over, ("ms", "MiB"), targets, strict=True):
+            figure(name, number, unit, target)

@@ -17,15 +17,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastmap
 
 from .cases import scattered
-from .harness import Result, result_of
+from .conftest import Keep
+from .harness import result_of
 
-#: At least so many times as fast: with --fast, which promises what bpftool does; and without, where
-#: every entry that stays in the map is there once.
-TARGETS = {("--fast",): 8.0, (): 5.0}
+#: With --fast, which promises what bpftool does; and without, where every entry that stays in the
+#: map is there once.
+OPTIONS: tuple[tuple[str, ...], ...] = (("--fast",), ())
+#: At least so many times as fast.
+TARGET = 8.0
 STRUCT = [("packets", "u8"), ("bytes", "u8"), ("flags", "u4"), ("comm", "S12")]
 
 
@@ -75,9 +79,9 @@ def same(m: Any, ours: Path, theirs: Path) -> None:
             assert said[key] == told[key] == value
 
 
-@pytest.mark.parametrize("options", TARGETS, ids=["fast", "exact"])
-def test_dump(filled: Any, options: tuple[str, ...], once: bool, tmp_path: Path,
-              results: list[Result]) -> None:
+@pytest.mark.parametrize("options", OPTIONS, ids=["fast", "exact"])
+def test_dump(benchmark: BenchmarkFixture, filled: Any, options: tuple[str, ...], once: bool,
+              tmp_path: Path, keep: Keep) -> None:
     bpftool = shutil.which("bpftool", path="/usr/sbin:/sbin:/usr/local/sbin:/usr/bin")
     assert bpftool is not None, "no bpftool: apt-get install bpftool"
     ours, theirs = tmp_path / "ours.json", tmp_path / "theirs.json"
@@ -85,15 +89,14 @@ def test_dump(filled: Any, options: tuple[str, ...], once: bool, tmp_path: Path,
     # In turn, and on all CPUs: what a process does on several is part of it.
     commands = [([sys.executable, "-m", "fastmap", "dump", number, "--json", *options], ours),
                 ([bpftool, "-j", "map", "dump", "id", number], theirs)]
-    samples = [[seconds(*command) for command in commands] for _ in range(1 if once else 5)]
+    benchmark.group = "dump"
+    benchmark.extra_info["entries"] = entries
+    samples = benchmark.pedantic(
+        lambda: [[seconds(*command) for command in commands] for _ in range(1 if once else 5)])
     same(filled, ours, theirs)
     if once:
         return
-    kind = "a struct" if filled.value_dtype.names else "u64"
+    kind = "a struct of 32 bytes" if filled.value_dtype.names else "u64"
     ns = [[1e9 * took / entries for took in side] for side in zip(*samples, strict=True)]
-    name = f"{' '.join(('dump --json', *options))}, 1M entries of {kind}"
-    result = result_of(name, "bpftool map dump -j", *ns, entries=entries,
-                       limit=1 / TARGETS[options])
-    results.append(result)
-    print(f"{result}; {1 / result.ratio:.1f} times as fast")
-    assert result.verdict != "missed", str(result)
+    keep(result_of(f"`{' '.join(('fastmap dump --json', *options))}`, 1M entries, u64 to {kind}",
+                   "`bpftool map dump -j`", *ns, entries=entries, limit=1 / TARGET))

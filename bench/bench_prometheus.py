@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 import fastmap
 from fastmap.prometheus import MapCollector
 
-from .harness import Result, compare
+from .conftest import Pair
 
 LABELS: dict[str, list[Any]] = {
     "one label": [{"name": "saddr", "decode": "ipv4"}],
@@ -68,8 +68,8 @@ def replacing(m: Any, share: int) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize(("labels", "share"), [
-    ("one label", 0), ("three labels", 0), ("three labels", 100)])
-def test_scrape(flows: Any, labels: str, share: int, once: bool, results: list[Result]) -> None:
+    ("one label", 0), ("three labels", 0), ("three labels", 100), ("three labels", 5)])
+def test_scrape(flows: Any, labels: str, share: int, pair: Pair) -> None:
     entries = len(flows)
     collector = MapCollector({"maps": [{
         "id": flows.id, "labels": LABELS[labels],
@@ -86,12 +86,8 @@ def test_scrape(flows: Any, labels: str, share: int, once: bool, results: list[R
         if before is not None:
             before()
         assert render(ours) == render(theirs) == entries
-    if once:
-        return
-    result = compare(
-        f"exporter scrape, 10,000 series, {labels}" + (f", 1/{share} new" if share else ""),
-        lambda _: render(ours), lambda _: render(theirs), against="prometheus_client's rendering",
-        entries=entries, limit=1.2, rounds=60, warmup=3, tries=2, before=before)
-    results.append(result)
-    print(result)
-    assert result.verdict != "missed", str(result)
+    pair("exporter", lambda _: render(ours), lambda _: render(theirs),
+         name=f"exporter, a scrape of 10,000 series, {labels}" + (
+             f", 1/{share} of them new each time" if share else ""),
+         against="prometheus_client's rendering", entries=entries, limit=1.2, rounds=60, warmup=3,
+         tries=2, before=before)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from .allocations import growth
+from .allocations import STEADY, growth
 from .cases import ROWS, Size
 from .cside import CSide
 from .harness import Result, waited
@@ -32,9 +32,9 @@ def measured(words: list[str]) -> Iterator[Result]:
             with row(c, size) as case:
                 case.check()
                 yield case.compare()
-    for work, call in (("read", "reader.read()"), ("read_sum", 'reader(reduce="sum").read()')):
+    for work in STEADY:
         if wanted(f"allocations_{work}"):
-            yield growth(work, f"allocations of a steady-state `{call}`")
+            yield growth(work)
     if wanted("progress"):
         with bulk_calls(c, size) as bulks:
             for bulk in bulks:
