@@ -1,6 +1,6 @@
 """What the benchmarks share: the C side, how a result is kept, `--bench-once`, and the table.
 
-What a benchmark leaves in `benchmark.extra_info` makes the report: `ratio`, a `Result`;
+What a benchmark leaves in `benchmark.extra_info` makes the report: `ratios`, `Result`s;
 `figures`, what stands for itself; and what bench_peers.py and bench_scaling.py say.
 """
 
@@ -63,7 +63,7 @@ def results(pytestconfig: pytest.Config) -> list[Result]:
 @pytest.fixture
 def keep(benchmark: BenchmarkFixture, results: list[Result]) -> Keep:
     def keep(result: Result) -> None:
-        benchmark.extra_info["ratio"] = result.as_dict()
+        benchmark.extra_info.setdefault("ratios", []).append(result.as_dict())
         results.append(result)
 
     return keep

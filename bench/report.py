@@ -102,18 +102,43 @@ def peers(infos: Iterable[Info]) -> Table:
             rows)
 
 
-def targets(infos: Iterable[Info]) -> Table:
-    """The figures that fastmap has to reach, against C."""
-    rows: list[Sequence[str]] = []
+def headline(infos: Iterable[Info]) -> Table:
+    """How many times as fast fastmap is, question by question, each library a column."""
+    cells: dict[str, dict[str, str]] = {}
+    libraries: dict[str, None] = {}
     for each in infos:
-        if "ratio" in each and "question" not in each:
-            r = each["ratio"]
-            low, high = r["spread"]
-            rows.append((r["name"], r["against"], f"{r['ours']:,.1f} {r['unit']}",
-                         f"{r['theirs']:,.1f} {r['unit']}",
-                         f"{r['ratio']:.3f} ({low:.3f}-{high:.3f})",
-                         f"{'<=' if r['at_most'] else '>='} {r['limit']:.2f}", r["verdict"]))
+        if "question" in each and "ratio" in each:
+            ratio = each["ratio"]
+            libraries[ratio["against"]] = None
+            cells.setdefault(each["question"], {})[ratio["against"]] = (
+                "open" if ahead(ratio) == "too busy to say" else
+                f"{1 / ratio['ratio']:.{2 if ratio['ratio'] > 0.1 else 0}f}"
+                + (" (no verdict)" if ahead(ratio) == "no verdict" else ""))
+    return (("fastmap is so many times as fast as", *libraries),
+            [(question, *(row.get(each, "-") for each in libraries))
+             for question, row in cells.items()])
+
+
+def targets(infos: Iterable[Info]) -> Table:
+    """The figures that fastmap has to reach, and those beside them."""
+    rows: list[Sequence[str]] = []
+    for r in (ratio for each in infos for ratio in each.get("ratios", ())):
+        low, high = r["spread"]
+        if r["at_most"] and r["limit"] and r["limit"] <= 0.9:
+            figure, target = f"{times(r)} times as fast", f">= {1 / r['limit']:.3g}"
+        else:
+            figure = f"{r['ratio']:.3f} ({low:.3f}-{high:.3f})"
+            target = f"{'<=' if r['at_most'] else '>='} {r['limit']:.2f}"
+        rows.append((r["name"], r["against"], f"{r['ours']:,.1f} {r['unit']}",
+                     f"{r['theirs']:,.1f} {r['unit']}", figure, target, r["verdict"]))
     return (("work", "against", "fastmap", "reference", "ratio (95%)", "target", "verdict"), rows)
+
+
+def figures(infos: Iterable[Info]) -> Table:
+    """What stands for itself."""
+    rows = [(name, f"{number:,.{1 if number >= 1 else 2}f} {unit}", target)
+            for each in infos for name, number, unit, target in each.get("figures", ())]
+    return ("what", "figure", "target"), rows
 
 
 def curves(each: Info) -> Table:
@@ -152,9 +177,11 @@ def memory(each: Info) -> Table:
 def sections(infos: list[Info]) -> Iterable[tuple[str, str, Table]]:
     """Title, what to know, and table."""
     notes = {f"{each['peer']}: {each['note']}" for each in infos if each.get("note")}
+    yield "In short", "", headline(infos)
     yield ("Against every library", "One map of 100,000 entries, u64 to u64, all sides in turn. "
            "What each one returns is in the table. " + "; ".join(sorted(notes)) + ".", peers(infos))
-    yield ("Against C, with targets", "`open`: the spread crosses the target.", targets(infos))
+    yield ("With targets", "`open`: the spread crosses the target.", targets(infos))
+    yield ("Single figures", "", figures(infos))
     for key, title, note, make in (
         ("curve", "Cost", "Medians, and the least in brackets.", curves),
         ("latency", "Latency of single calls", "Each call timed by itself.", latency),
@@ -197,7 +224,8 @@ def main(*sources: Path) -> Path:
             measured = json.loads(source.read_text())
         except FileNotFoundError:
             raise SystemExit(f"no {source}: make bench") from None
-        found |= {each["fullname"]: each["extra_info"] for each in measured["benchmarks"]}
+        found |= {each["fullname"]: {"test": each["fullname"], **each["extra_info"]}
+                  for each in measured["benchmarks"]}
     infos = list(found.values())
     questions = [each.get("question", "") for each in infos]
     infos.sort(key=lambda each: questions.index(each.get("question", "")))  # what belongs together

@@ -92,7 +92,8 @@ def check_sdist(path: Path, sources: Path) -> None:
     needed = {str(file.relative_to(sources)) for folder in ("src", "tests", "bench")
               for file in (sources / folder).rglob("*")
               if file.suffix in (".py", ".pyx", ".pxd", ".pyi", ".h", ".typed")
-              or (folder in ("bench", "tests") and file.suffix == ".c")}
+              or (folder in ("bench", "tests") and file.suffix == ".c")
+              or (folder == "bench" and file.suffix in (".go", ".json", ".md"))}
     needed |= {"pyproject.toml", "setup.py", "README.md", "LICENSE", "src/fastmap/py.typed"}
     assert not needed - names, "the sdist lacks these"
     assert not [name for name in names if name.endswith(".so") or "__pycache__" in name]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ HERE = Path(__file__).parent
 #: library's best way and by its iterator, and the values of given keys.
 OPS = ("lookup", "update", "delete", "read", "walk", "given")
 MASK = 2**64 - 1
+#: Seconds after which a peer that says nothing is taken to hang: a block takes one or two.
+PATIENCE = 120
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,10 @@ class Child:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
+        # Each answer is one line, and asked for: none is in the file's own buffer.
+        if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
+            self._process.kill()
+            raise RuntimeError(f"{self._process.args!r} said nothing for {PATIENCE} s")
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self._process.args!r} ended with {self._process.wait()}")

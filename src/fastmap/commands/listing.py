@@ -90,7 +90,7 @@ def _list(given: argparse.Namespace) -> int:
         as_json(rows)
         return 0
     columns = [Column("ID", True), Column("TYPE"), Column("NAME"), Column("KEY", True),
-               Column("VALUE", True), Column("ENTRIES", True), Column("MEMORY", True),
+               Column("VALUE", True), Column("MAX_ENTRIES", True), Column("MEMORY", True),
                Column("PROGRAMS"), Column("PINS")]
     print_table(columns, (
         [str(row["id"]), row["type"], visible(row["name"]) or "-", str(row["key_size"]),
