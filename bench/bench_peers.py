@@ -22,7 +22,7 @@ import fastmap
 from .cases import SMALL, Size, scattered
 from .cside import CSide
 from .harness import Side, compare, quiet
-from .peers import OPS, Ground, Kind, Peer, clock, expected, fill
+from .peers import OPS, TAKING, WHOLE, Ground, Kind, Peer, clock, expected, fill
 from .peers.kinds import KINDS
 from .rings import LIBBPF, consumer, filled, leased
 
@@ -32,7 +32,9 @@ QUESTION = {
     "delete": "one element: delete",
     "read": "whole read, each library's best way",
     "walk": "whole read by the library's iterator",
+    "drain": "drain: the whole map, and the entries are gone",
     "given": "the values of 5,000 given keys",
+    "put": "5,000 given keys updated at once",
     "ring": "ring buffer: 100,000 records of 32 bytes read and summed",
 }
 #: What fastmap's side returns, for the table.
@@ -42,11 +44,13 @@ RETURNS = {
     "delete": "-",
     "read": "fresh ndarrays",
     "walk": "tuples of ints",
+    "drain": "fresh ndarrays",
     "given": "fresh ndarrays, values and found",
+    "put": "-",
     "ring": "a strided ndarray on the ring, by lease",
 }
 #: What the rounds of one comparison may take, in seconds.
-BUDGET = 2.5
+BUDGET = 1.5
 
 
 
@@ -77,11 +81,11 @@ class Field:
 
     def entries(self, op: str) -> int:
         """What a block processes."""
-        return len(self.ground.keys) if op in ("read", "walk") else self.ground.block
+        return len(self.ground.keys) if op in WHOLE else self.ground.block
 
     def before(self, op: str) -> Callable[[], None] | None:
         """What goes untimed ahead of a block."""
-        if op != "delete":
+        if op not in TAKING:
             return None
 
         def full() -> None:
@@ -101,8 +105,9 @@ def fastmaps(m: fastmap.Map, ground: Ground) -> dict[str, Side]:
     """What a user of fastmap writes for each question."""
     parts = [ground.part(i) for i in range(len(ground.keys) // ground.block)]
     keys = [part.tolist() for part in parts]
-    pairs = [list(zip(part.tolist(), (part * np.uint64(3)).tolist(), strict=True))
-             for part in parts]
+    tripled = [part * np.uint64(3) for part in parts]
+    pairs = [list(zip(part.tolist(), values.tolist(), strict=True))
+             for part, values in zip(parts, tripled, strict=True)]
 
     def lookup(number: int) -> int:
         block = keys[number % len(keys)]
@@ -130,7 +135,9 @@ def fastmaps(m: fastmap.Map, ground: Ground) -> dict[str, Side]:
         return int(np.count_nonzero(found))
 
     return {"lookup": lookup, "update": update, "delete": delete, "walk": walk, "given": given,
-            "read": lambda number: len(m.snapshot())}
+            "read": lambda number: len(m.snapshot()), "drain": lambda number: len(m.drain()),
+            "put": lambda number: m.update_many(parts[number % len(parts)],
+                                                tripled[number % len(parts)])}
 
 
 @pytest.fixture(scope="module")
@@ -149,12 +156,12 @@ def check(where: Field, op: str, peer: Peer) -> None:
     """A peer's block has the sums, the map what the block is for; then the map is whole again."""
     part, m = where.ground.part(1), where.map
     where.refill()
-    if op == "update":
+    if op in ("update", "put"):
         m.update_many(part, np.zeros(len(part), "u8"))
     assert peer.sums(op, 1) == expected(where.ground, op, 1)
     values, found = m.lookup_many(part)
-    if op == "delete":
-        assert not found.any() and len(m) == len(where.ground.keys) - len(part)
+    if op in TAKING:
+        assert not found.any() and len(m) == len(where.ground.keys) - where.entries(op)
     else:
         assert np.array_equal(values, part * np.uint64(3))
     where.refill()
@@ -170,12 +177,13 @@ def check_ours(where: Field, op: str) -> None:
     elif op == "given":
         values, found = m.lookup_many(part)
         assert found.all() and np.array_equal(values, part * np.uint64(3))
-    elif op in ("read", "walk"):
+    elif op in WHOLE:
+        batch = m.drain() if op == "drain" else m.snapshot()
         got = dict(m.items()) if op == "walk" else dict(
-            zip(*(column.tolist() for column in m.snapshot()), strict=True))
+            zip(*(column.tolist() for column in batch), strict=True))
         want = dict(zip(ground.keys.tolist(), (ground.keys * np.uint64(3)).tolist(), strict=True))
-        assert got == want
-    elif op == "update":
+        assert got == want and len(m) == (0 if op == "drain" else len(want))
+    elif op in ("update", "put"):
         m.update_many(part, np.zeros(len(part), "u8"))
         assert where.ours[op](1) == len(part)
         assert np.array_equal(m.lookup_many(part)[0], part * np.uint64(3))

@@ -26,16 +26,24 @@ int64_t lib_delete(int fd, const uint64_t *keys, int64_t n)
     return n;
 }
 
-/* The whole map, `chunk` entries a call, into arrays with room for `room`. */
-int64_t lib_read(int fd, uint64_t *keys, uint64_t *values, int64_t room, uint32_t chunk)
+/* All of them at once; stops where the kernel does. */
+int64_t lib_put(int fd, const uint64_t *keys, const uint64_t *values, int64_t n)
+{
+    uint32_t count = n;
+
+    return bpf_map_update_batch(fd, keys, values, &count, NULL) ? -errno : (int64_t)count;
+}
+
+/* The whole map, `chunk` entries a call, into arrays with room for `room`; `take`: and delete. */
+int64_t lib_read(int fd, uint64_t *keys, uint64_t *values, int64_t room, uint32_t chunk, int take)
 {
     uint64_t cursor = 0;
     int64_t done = 0;
 
     for (;;) {
         uint32_t count = room - done < chunk ? (uint32_t)(room - done) : chunk;
-        int failed = bpf_map_lookup_batch(fd, done ? &cursor : NULL, &cursor, keys + done,
-                                          values + done, &count, NULL);
+        int failed = (take ? bpf_map_lookup_and_delete_batch : bpf_map_lookup_batch)(
+            fd, done ? &cursor : NULL, &cursor, keys + done, values + done, &count, NULL);
         if (failed && errno != ENOENT)
             return -errno;
         done += count;

@@ -26,8 +26,11 @@ from ..harness import CPUS, Side
 
 HERE = Path(__file__).parent
 #: What a peer may be asked: one element at a time (5,000 of them a block), a whole read by the
-#: library's best way and by its iterator, and the values of given keys.
-OPS = ("lookup", "update", "delete", "read", "walk", "given")
+#: library's best way and by its iterator, the same and the entries are gone, the values of given
+#: keys, and given keys updated at once.
+OPS = ("lookup", "update", "delete", "read", "walk", "drain", "given", "put")
+#: Those that process the whole map, and those after which entries are missing.
+WHOLE, TAKING = ("read", "walk", "drain"), ("delete", "drain")
 MASK = 2**64 - 1
 #: Seconds after which a peer that says nothing is taken to hang: a block takes one or two.
 PATIENCE = 120
@@ -201,9 +204,9 @@ class InProcess:
 
 def expected(ground: Ground, op: str, number: int) -> tuple[int, int]:
     """The sums of a block, from what the map was filled with."""
-    if op in ("update", "delete"):
+    if op in ("update", "delete", "put"):
         return 0, 0
-    whole = op in ("read", "walk")
+    whole = op in WHOLE
     keys = ground.keys if whole else ground.part(number)
     return int(keys.sum()) & MASK if whole else 0, int((keys * np.uint64(3)).sum()) & MASK
 

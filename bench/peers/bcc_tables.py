@@ -78,6 +78,17 @@ class Bcc:
         got = list(self.table.items_lookup_batch())
         return len(got), got
 
+    def drain(self):
+        got = list(self.table.items_lookup_and_delete_batch())
+        return len(got), got
+
+    def array(self, numbers):
+        return (ct.c_uint64 * len(numbers))(*numbers)
+
+    def put(self, keys, values):
+        self.table.items_update_batch(keys, values)
+        return len(keys), []
+
     def walk(self):
         got = self.table.items()
         return len(got), got

@@ -7,7 +7,7 @@ import platform
 
 from child import serve
 
-LOOKUP, UPDATE, DELETE, LOOKUP_BATCH = 1, 2, 3, 24
+LOOKUP, UPDATE, DELETE, LOOKUP_BATCH, TAKE_BATCH, UPDATE_BATCH = 1, 2, 3, 24, 25, 26
 NUMBER = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 CHUNK = 16384
 
@@ -79,13 +79,25 @@ class ByHand:
                 self.fail()
         return len(keys), []
 
-    def read(self):
+    def array(self, numbers):
+        return (ct.c_uint64 * len(numbers))(*numbers)
+
+    def put(self, keys, values):
+        attr = Batch(0, 0, ct.addressof(keys), ct.addressof(values), len(keys), self.fd)
+        if syscall(NUMBER, UPDATE_BATCH, ct.addressof(attr), ct.sizeof(attr)):
+            self.fail()
+        return attr.count, []
+
+    def drain(self):
+        return self.read(TAKE_BATCH)
+
+    def read(self, command=LOOKUP_BATCH):
         got, cursor = {}, ct.c_uint64()
         keys, values = self.some_keys, self.some_values
         attr = Batch(0, ct.addressof(cursor), ct.addressof(keys), ct.addressof(values), 0, self.fd)
         while True:
             attr.count = CHUNK
-            failed = syscall(NUMBER, LOOKUP_BATCH, ct.addressof(attr), ct.sizeof(attr))
+            failed = syscall(NUMBER, command, ct.addressof(attr), ct.sizeof(attr))
             if failed and ct.get_errno() != errno.ENOENT:
                 self.fail()
             got.update(zip(keys[: attr.count], values[: attr.count],
@@ -95,7 +107,7 @@ class ByHand:
             attr.in_batch = ct.addressof(cursor)
 
     def sums(self, op, got):
-        return (sum(got), sum(got.values())) if op == "read" else (0, sum(got))
+        return (sum(got), sum(got.values())) if op in ("read", "drain") else (0, sum(got))
 
 
 serve(ByHand)

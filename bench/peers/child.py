@@ -18,6 +18,7 @@ import sys
 import time
 
 MASK = 2**64 - 1
+SOME = ("lookup", "given", "update", "delete", "put")
 
 
 class Config:
@@ -55,8 +56,9 @@ def say(**answer):
 def serve(make):
     """Answer until stdin ends. `make(config)` returns the peer.
 
-    A peer has `version`; `keys(numbers)` and `values(numbers)`, untimed, and for each OP a method
-    that gets what these made and returns ``(entries, result)``; `sums(op, result)` adds up.
+    A peer has `version`; `keys(numbers)`, `values(numbers)` and, for ``put``, `array(numbers)`,
+    untimed; and for each OP a method that gets what these made and returns ``(entries, result)``;
+    `sums(op, result)` adds up.
     """
     config = Config(json.loads(sys.argv[-1]))
     os.sched_setaffinity(0, {config.cpu})
@@ -65,8 +67,11 @@ def serve(make):
     say(version=peer.version)
     for line in sys.stdin:
         op, number, check = line.split()
-        numbers = config.part(int(number)) if op in ("lookup", "given", "update", "delete") else []
-        arguments = [peer.keys(numbers)] if numbers else []
+        numbers = config.part(int(number)) if op in SOME else []
+        if op == "put":
+            arguments = [peer.array(numbers), peer.array([n * 3 & MASK for n in numbers])]
+        else:
+            arguments = [peer.keys(numbers)] if numbers else []
         if op == "update":
             arguments.append(peer.values([n * 3 & MASK for n in numbers]))
         work = getattr(peer, op)

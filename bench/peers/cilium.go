@@ -52,8 +52,13 @@ func total(words []uint64) (sum uint64) {
 	return
 }
 
-// The whole map by BatchLookup; the end is ErrKeyNotExist, with what came before it.
-func read(m *ebpf.Map, keys, values []uint64, chunk int) int {
+// The whole map by BatchLookup, or BatchLookupAndDelete; the end is ErrKeyNotExist, with what came
+// before it.
+func read(m *ebpf.Map, keys, values []uint64, chunk int, take bool) int {
+	batch := m.BatchLookup
+	if take {
+		batch = m.BatchLookupAndDelete
+	}
 	var cursor uint64
 	var previous interface{}
 	done := 0
@@ -62,7 +67,7 @@ func read(m *ebpf.Map, keys, values []uint64, chunk int) int {
 		if end > len(keys) {
 			end = len(keys)
 		}
-		n, err := m.BatchLookup(previous, &cursor, keys[done:end], values[done:end], nil)
+		n, err := batch(previous, &cursor, keys[done:end], values[done:end], nil)
 		done += n
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			return done
@@ -98,7 +103,7 @@ func fastest(m *ebpf.Map, keys, values []uint64) (best int) {
 	for turn := 0; turn < 3; turn++ {
 		for chunk := 256; chunk <= 1<<16; chunk *= 4 {
 			start := time.Now()
-			read(m, keys, values, chunk)
+			read(m, keys, values, chunk, false)
 			if took := time.Since(start); took < least {
 				least, best = took, chunk
 			}
@@ -135,7 +140,7 @@ func main() {
 	}
 	room := c.Entries + 1024
 	keys, values := make([]uint64, room), make([]uint64, room)
-	out := make([]uint64, c.Block)
+	out, tripled := make([]uint64, c.Block), make([]uint64, c.Block)
 	record := ringbuf.Record{}
 	chunk := 0
 	// As gc.disable() in Python: what is collected, between the blocks.
@@ -153,8 +158,13 @@ func main() {
 			at := number % (len(words) / c.Block) * c.Block
 			part = words[at : at+c.Block]
 		}
-		if op == "read" && chunk == 0 {
+		if (op == "read" || op == "drain") && chunk == 0 {
 			chunk = fastest(m, keys, values)
+		}
+		if op == "put" {
+			for i, word := range part {
+				tripled[i] = word * 3
+			}
 		}
 		a := answer{}
 		runtime.GC()
@@ -177,8 +187,11 @@ func main() {
 				must(m.Delete(&part[i]))
 			}
 			a.Entries = len(part)
-		case "read":
-			a.Entries = read(m, keys, values, chunk)
+		case "put":
+			a.Entries, err = m.BatchUpdate(part, tripled, nil)
+			must(err)
+		case "read", "drain":
+			a.Entries = read(m, keys, values, chunk, op == "drain")
 		case "walk":
 			entries := m.Iterate()
 			n := 0
@@ -200,7 +213,7 @@ func main() {
 			switch op {
 			case "lookup", "given":
 				a.Values = total(out)
-			case "read", "walk":
+			case "read", "walk", "drain":
 				a.Keys, a.Values = total(keys[:a.Entries]), total(values[:a.Entries])
 			}
 		}

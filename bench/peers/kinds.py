@@ -15,7 +15,7 @@ import numpy as np
 
 from ..cases import CHUNKS, SLACK, best_chunk, in_turn
 from ..cside import FLAGS, Call, CSide, build, touched
-from . import HERE, Child, Ground, InProcess, Kind, Peer
+from . import HERE, Child, Ground, InProcess, Kind, Peer, fill
 
 #: Debian puts root's tools where an environment's PATH need not look.
 PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
@@ -24,6 +24,11 @@ GOPATH = Path("/usr/share/gocode")
 CILIUM = GOPATH / "src/github.com/cilium/ebpf"
 
 ARRAYS = "arrays of the caller's"
+
+
+def refilled(c: CSide, ground: Ground) -> None:
+    """Have every entry in the map."""
+    assert fill(c, ground)() == len(ground.keys)
 
 
 def raw(ground: Ground) -> Peer:
@@ -42,8 +47,11 @@ def raw(ground: Ground) -> Peer:
             "update": in_turn([c.update_loop(fd, p, p * np.uint64(3)) for p in parts]),
             "delete": in_turn([c.delete_loop(fd, part) for part in parts]),
             "read": best_chunk(lambda chunk: c.lookup_batch(fd, keys, values, chunk), n),
+            "drain": best_chunk(lambda chunk: c.drain_batch(fd, keys, values, chunk), n,
+                                lambda: refilled(c, ground)),
+            "put": in_turn([c.update_batch(fd, p, p * np.uint64(3)) for p in parts]),
         },
-        {"lookup": found, "given": found, "read": read},
+        {"lookup": found, "given": found, "read": read, "drain": read},
     )
 
 
@@ -56,7 +64,8 @@ def libbpf(ground: Ground) -> Peer:
         "lib_lookup": [ctypes.c_int, pointer, pointer, long],
         "lib_update": [ctypes.c_int, pointer, pointer, long],
         "lib_delete": [ctypes.c_int, pointer, long],
-        "lib_read": [ctypes.c_int, pointer, pointer, long, ctypes.c_uint32],
+        "lib_put": [ctypes.c_int, pointer, pointer, long],
+        "lib_read": [ctypes.c_int, pointer, pointer, long, ctypes.c_uint32, ctypes.c_int],
         "lib_walk": [ctypes.c_int, pointer, pointer, long],
     }.items():
         function = getattr(library, name)
@@ -79,11 +88,15 @@ def libbpf(ground: Ground) -> Peer:
             "update": in_turn([call("lib_update", fd, p, p * np.uint64(3), len(p))
                                for p in parts]),
             "delete": in_turn([call("lib_delete", fd, p, len(p)) for p in parts]),
+            "put": in_turn([call("lib_put", fd, p, p * np.uint64(3), len(p)) for p in parts]),
             "read": best_chunk(
-                lambda chunk: call("lib_read", fd, keys, values, n + SLACK, chunk), n),
+                lambda chunk: call("lib_read", fd, keys, values, n + SLACK, chunk, 0), n),
+            "drain": best_chunk(
+                lambda chunk: call("lib_read", fd, keys, values, n + SLACK, chunk, 1), n,
+                lambda: refilled(CSide(), ground)),
             "walk": in_turn([call("lib_walk", fd, keys, values, n + SLACK)]),
         },
-        {"lookup": found, "given": found, "read": read, "walk": read},
+        {"lookup": found, "given": found, "read": read, "walk": read, "drain": read},
     )
 
 
@@ -176,26 +189,26 @@ def no_bpftool() -> str | None:
 KINDS: tuple[Kind, ...] = (
     Kind("C, bpf(2)",
          {"lookup": "u64 in an array", "update": "-", "delete": "-", "read": ARRAYS,
-          "given": "u64 in an array, found ones counted"},
+          "drain": ARRAYS, "given": "u64 in an array, found ones counted", "put": "-"},
          raw, never,
          note=f"whole reads at the best chunk of {', '.join(map(str, CHUNKS))} and all"),
     Kind("C, libbpf",
          {"lookup": "u64 in an array", "update": "-", "delete": "-", "read": ARRAYS,
-          "walk": ARRAYS, "given": "u64 in an array"},
+          "walk": ARRAYS, "drain": ARRAYS, "given": "u64 in an array", "put": "-"},
          libbpf, no_libbpf, note="bpf_map_lookup_batch at its best chunk"),
     Kind("cilium/ebpf",
          {"lookup": "uint64 by pointer", "update": "-", "delete": "-",
           "read": "[]uint64 of the caller's", "walk": "uint64 by pointer",
-          "given": "uint64 by pointer, a loop",
+          "drain": "[]uint64 of the caller's", "given": "uint64 by pointer, a loop", "put": "-",
           "ring": "bytes in a reused Record, by ReadInto"},
          cilium, no_cilium,
          lambda ring, records: Child([cilium_program()], ring=ring, records=records,
                                      version=debian_version("golang-github-cilium-ebpf-dev")),
-         note="a Go program; BatchLookup at its best chunk; Go's collector runs between blocks"),
+         note="a Go program; batches at their best chunk; Go's collector runs between blocks"),
     Kind("bcc",
          {"lookup": "a ctypes object", "update": "-", "delete": "-",
           "read": "list of tuples of ints", "walk": "list of tuples of ctypes objects",
-          "given": "list of ctypes objects, a loop",
+          "drain": "list of tuples of ints", "given": "list of ctypes objects, a loop", "put": "-",
           "ring": "a callback with a ctypes pointer"},
          bcc, no_bcc,
          lambda ring, records: Child([DEBIAN_PYTHON, "bcc_tables.py"], ring=ring,
@@ -204,7 +217,7 @@ KINDS: tuple[Kind, ...] = (
               "ctypes objects before the clock starts"),
     Kind("ctypes by hand",
          {"lookup": "int in a list", "update": "-", "delete": "-", "read": "dict of ints",
-          "given": "list of ints, a loop"},
+          "drain": "dict of ints", "given": "list of ints, a loop", "put": "-"},
          by_hand, never, note="LOOKUP_BATCH of 16,384 into ctypes arrays, then a dict"),
     Kind("bpfmaps",
          {"lookup": "int", "update": "-", "walk": "list of tuples of ints",
