@@ -62,7 +62,7 @@ def run(benchmark: BenchmarkFixture, case: Case, side: Side) -> None:
     benchmark.group = case.name
     benchmark.extra_info["entries"] = case.entries
     with quiet():
-        benchmark.pedantic(block, setup=setup, rounds=case.rounds // 2, warmup_rounds=2)
+        benchmark.pedantic(block, setup=setup, rounds=max(3, case.rounds // 4), warmup_rounds=1)
 
 
 def test_fastmap(benchmark: BenchmarkFixture, case: Case, keep: Keep, once: bool) -> None:

@@ -68,6 +68,7 @@ class Case:
             entries=self.entries,
             limit=self.limit,
             rounds=self.rounds,
+            warmup=min(6, 1 + self.rounds // 8),  # few rounds are long ones
             before=self.before,
         )
 
@@ -105,7 +106,7 @@ def best_chunk(
     chunks = [chunk for chunk in CHUNKS if chunk < entries] + [entries]
     calls = {chunk: prepare(chunk) for chunk in chunks}
     sides: dict[int, Side] = {chunk: in_turn([call]) for chunk, call in calls.items()}
-    return sides[fastest(sides, entries, before)]
+    return sides[fastest(sides, entries, before, rounds=7 if entries <= 200_000 else 3)]
 
 
 @contextmanager
