@@ -155,7 +155,8 @@ class Delta:
     what falls is no counter, and belongs into `gauges`.
 
     A key is one key whatever its padding holds: entries that differ in nothing else are counted
-    together. A read that may repeat entries (`Batch.complete` is False) counts each key once.
+    together. A read that may repeat or miss entries (`Batch.complete` is False) counts each key
+    once; one that it missed is ``gone``, and ``new`` with its whole value at the next read.
 
     Memory is that of two readers, which take turns, and one row of result for each entry; it is
     used again by each read. It belongs to one thread at a time: a second one inside gets
