@@ -18,6 +18,7 @@ cdef extern from "<stdlib.h>" nogil:
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
     int munmap(void *address, size_t length)
+    int madvise(void *address, size_t length, int advice)
     int PROT_READ
     int PROT_WRITE
     int MAP_SHARED
@@ -25,9 +26,12 @@ cdef extern from "<sys/mman.h>" nogil:
     int MAP_ANONYMOUS
     int MAP_NORESERVE
     int MAP_FIXED_NOREPLACE
+    int MADV_HUGEPAGE
     void *MAP_FAILED
 
 cdef Py_ssize_t PAGE = 4096
+# From here on pages are huge ones where the kernel has them: a fault for each 2 MiB, not for 4 KiB.
+cdef Py_ssize_t HUGE = 8 << 20
 cdef Py_ssize_t _live_bytes = 0
 cdef Py_ssize_t _live_owners = 0
 
@@ -129,6 +133,8 @@ cdef class Mapping(Owner):
             if fd is None:
                 raise MemoryError(f"no address space for {size} bytes")
             raise OSError(errno, f"mmap of {size} bytes failed")
+        if fd is None and size >= HUGE:
+            madvise(memory, size, MADV_HUGEPAGE)  # advice: a kernel without them says EINVAL
         self.data = <char *>memory
         self.size = size
         self.readonly = not writable
