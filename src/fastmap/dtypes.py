@@ -176,7 +176,8 @@ def locate(dtype: _DType, path: str) -> tuple[_DType, int]:
     return dtype, offset
 
 
-def _split(path: str) -> tuple[str, str]:
+def split_column(path: str) -> tuple[str, str]:
+    """Split a column's path into its side, "key" or "value", and the rest, "" for the whole."""
     if not isinstance(path, str):
         raise TypeError(f"a column is a str, not {path!r}")
     side, _, rest = path.partition(".")
@@ -194,7 +195,7 @@ def _chosen(
         raise TypeError("fields is a list of columns, such as ['value.bytes']")
     parts: dict[str, tuple[_DType, list[_Column]]] = {}
     for path in fields:
-        side, rest = _split(path)
+        side, rest = split_column(path)
         if side == "key":
             if rest:
                 raise ValueError(f"{path!r}: keys are always kept whole")
@@ -225,7 +226,7 @@ def _condition(
                         "('value.bytes', '>=', 4096)") from None
     if compare not in _BEYOND:
         raise ValueError(f"where compares with one of {', '.join(_BEYOND)}, not {compare!r}")
-    side, rest = _split(path)
+    side, rest = split_column(path)
     dtype, offset = locate(key if side == "key" else value, rest) if rest else (
         key if side == "key" else value, 0)
     if dtype.subdtype is not None or dtype.names is not None:
@@ -284,7 +285,7 @@ def plan(
     """
     if reduce is not None and not cpus:
         raise ValueError("reduce is for per-CPU maps")
-    if where and cpus and reduce is None and _split(where[0])[0] == "value":
+    if where and cpus and reduce is None and split_column(where[0])[0] == "value":
         raise ValueError("where on the values of a per-CPU map needs reduce")
     how = None if reduce is None else _Reduction(value, reduce)
     wide = bool(cpus) and how is None

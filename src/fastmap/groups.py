@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastmap._core.keyhash import numbered
+from fastmap.dtypes import split_column
 from fastmap.maps.batch import Array, Batch
 
 Columns: TypeAlias = str | Sequence[str]
@@ -27,12 +28,7 @@ def column(batch: Batch, path: str) -> Array:
     TypeError, ValueError
         There is no such column.
     """
-    if not isinstance(path, str):
-        raise TypeError(f"a column is a str, not {path!r}")
-    side, _, rest = path.partition(".")
-    if side not in ("key", "value"):
-        raise ValueError("a column is 'key', 'value', or a field of one ('value.bytes'), "
-                         f"not {path!r}")
+    side, rest = split_column(path)
     array = batch.keys if side == "key" else batch.values
     while rest:
         names = array.dtype.names or ()
