@@ -12,6 +12,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from .allocations import STEADY, growth
+from .array_cases import ARRAYS
 from .cases import ROWS, SMALL, Case, Row, Size
 from .conftest import Figure, Keep
 from .cside import CSide
@@ -28,7 +29,7 @@ def size(once: bool) -> Size:
     return SMALL if once else Size()
 
 
-ALL = {**{row.__name__: row for row in (*ROWS, *RINGS)}, **KERNEL_ROWS}
+ALL = {**{row.__name__: row for row in (*ROWS, *RINGS)}, **KERNEL_ROWS, **ARRAYS}
 
 
 @pytest.fixture(scope="module", params=ALL.values(), ids=ALL)

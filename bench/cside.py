@@ -10,7 +10,8 @@ import ctypes
 import hashlib
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -44,6 +45,11 @@ _SIGNATURES = {
     "percpu_sum": (_int, _ptr, _size, _ptr, _u64, _ptr, _u64, _u32, _u32),
     "update_batch": (_int, _ptr, _size, _ptr, _size, _u64, _u32),
     "delete_batch": (_int, _ptr, _size, _u64, _u32),
+    "batch_total": (_int, _ptr, _ptr, _u64, _u32, _ptr),
+    "array_map": (_int, _u64),
+    "array_unmap": (_ptr, _u64),
+    "array_total": (_ptr, _u64, _ptr),
+    "array_copy": (_ptr, _ptr, _u64),
 }
 
 
@@ -173,6 +179,29 @@ class CSide:
     def delete_batch(self, fd: int, keys: Array, chunk: int = 1 << 16) -> Call:
         """DELETE_BATCH of all keys, past the missing ones; counts the deleted."""
         return self._prepare("delete_batch", fd, keys, keys.itemsize, len(keys), chunk)
+
+    def batch_total(self, fd: int, n: int, total: U64, chunk: int) -> Call:
+        """The whole map of `n` u64 by LOOKUP_BATCH, all values added up into ``total[0]``."""
+        rows = min(chunk, n)
+        keys, values = touched(rows, "u4"), touched(rows, "u8")
+        return self._prepare("batch_total", fd, keys, values, rows, chunk, total)
+
+    @contextmanager
+    def mapped(self, fd: int, n: int) -> Iterator[int]:
+        """The address of C's own mapping of an array of `n` u64."""
+        view = int(self._library.array_map(fd, 8 * n))
+        try:
+            yield view
+        finally:
+            self._library.array_unmap(view, 8 * n)
+
+    def array_total(self, view: int, n: int, total: U64) -> Call:
+        """The u64 of a mapping, added up into ``total[0]`` by a loop."""
+        return self._prepare("array_total", view, n, total)
+
+    def array_copy(self, to: int | Array, source: int | Array, n: int) -> Call:
+        """`n` u64 from a mapping or into one."""
+        return self._prepare("array_copy", to, source, n)
 
 
 def _row(values: Array) -> int:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from .allocations import STEADY, growth
+from .array_cases import ARRAYS
 from .cases import ROWS, Size
 from .cside import CSide
 from .harness import Result, waited
@@ -27,7 +28,8 @@ def measured(words: list[str]) -> Iterator[Result]:
     def wanted(name: str) -> bool:
         return not words or any(word in name for word in words)
 
-    for name, row in {**{row.__name__: row for row in (*ROWS, *RINGS)}, **KERNEL_ROWS}.items():
+    rows = {**{row.__name__: row for row in (*ROWS, *RINGS)}, **KERNEL_ROWS, **ARRAYS}
+    for name, row in rows.items():
         if wanted(name):
             with row(c, size) as case:
                 case.check()

@@ -3,6 +3,7 @@
  * Each function returns how many entries it processed, or -errno. All buffers belong to the caller,
  * who has touched every page of them: C at its best, with nothing to allocate and nothing to fault. */
 #include "bpf.h"
+#include <sys/mman.h>
 
 int64_t create_map(uint32_t type, uint32_t key_size, uint32_t value_size, uint32_t max_entries)
 {
@@ -257,4 +258,58 @@ int64_t delete_batch(int fd, const char *keys, size_t key_size, uint64_t n, uint
         at += attr.count + (ret == -ENOENT);
     }
     return deleted;
+}
+
+/* Every value of a map of u64, added to *total: each chunk goes to the same `room` rows, and is added
+ * up while it is still in the cache. */
+int64_t batch_total(int fd, char *keys, uint64_t *values, uint64_t room, uint32_t chunk,
+                    uint64_t *total)
+{
+    struct walk walk;
+    uint64_t sum = 0;
+    int64_t n = 0;
+    long ret;
+
+    walk_start(&walk, fd, chunk);
+    do {
+        ret = walk_next(&walk, CMD_LOOKUP_BATCH, keys, (char *)values, room);
+        if (ret < 0)
+            return ret;
+        for (uint32_t i = 0; i < walk.attr.count; i++)
+            sum += values[i];
+        n += walk.attr.count;
+    } while (ret == 0);
+    *total = sum;
+    return n;
+}
+
+/* ---- an array's own memory ------------------------------------------------------------------- */
+
+/* The memory of an mmapable array, or -errno. */
+int64_t array_map(int fd, uint64_t bytes)
+{
+    void *view = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    return view == MAP_FAILED ? -errno : (int64_t)(intptr_t)view;
+}
+
+int64_t array_unmap(void *view, uint64_t bytes)
+{
+    return munmap(view, bytes) ? -errno : 0;
+}
+
+int64_t array_total(const uint64_t *view, int64_t n, uint64_t *total)
+{
+    uint64_t sum = 0;
+
+    for (int64_t i = 0; i < n; i++)
+        sum += view[i];
+    *total = sum;
+    return n;
+}
+
+/* `n` u64 from or to the array's memory. */
+int64_t array_copy(uint64_t *to, const uint64_t *from, int64_t n)
+{
+    memcpy(to, from, (size_t)n * sizeof *to);
+    return n;
 }
