@@ -18,6 +18,7 @@ from .conftest import Figure, Keep
 from .cside import CSide
 from .harness import Result, Side, quiet
 from .kernel_cases import KERNEL_ROWS
+from .perf_rows import PERFS
 from .rings import RINGS, idle_cpu
 from .threads import Bulk, bulk_calls, element_rate, progress
 
@@ -29,7 +30,7 @@ def size(once: bool) -> Size:
     return SMALL if once else Size()
 
 
-ALL = {**{row.__name__: row for row in (*ROWS, *RINGS)}, **KERNEL_ROWS, **ARRAYS}
+ALL = {**{row.__name__: row for row in (*ROWS, *RINGS)}, **KERNEL_ROWS, **ARRAYS, **PERFS}
 
 
 @pytest.fixture(scope="module", params=ALL.values(), ids=ALL)

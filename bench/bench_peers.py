@@ -24,6 +24,7 @@ from .cside import CSide
 from .harness import Side, compare, quiet
 from .peers import OPS, TAKING, WHOLE, Ground, Kind, Peer, clock, expected, fill
 from .peers.kinds import KINDS
+from .perf_rows import PAGES, Producer, consuming, leasing
 from .rings import LIBBPF, consumer, filled, leased
 
 QUESTION = {
@@ -36,6 +37,7 @@ QUESTION = {
     "given": "the values of 5,000 given keys",
     "put": "5,000 given keys updated at once",
     "ring": "ring buffer: 100,000 records of 32 bytes read and summed",
+    "perf": "perf buffer: 100,000 records of 32 bytes read and summed",
 }
 #: What fastmap's side returns, for the table.
 RETURNS = {
@@ -63,9 +65,12 @@ PAIRS = [pytest.param(op, kind, marks=installed(kind.name, kind.missing()), id=f
          for op in OPS for kind in KINDS if op in kind.returns]
 RINGS = [pytest.param(kind, marks=installed(kind.name, kind.missing()), id=kind.name)
          for kind in KINDS if kind.ring]
-#: libbpf's consumer is that of `rings`.
-RINGS.append(pytest.param(None, marks=installed(
-    "libbpf", None if LIBBPF else "apt-get install libbpf-dev"), id="C, libbpf"))
+PERFS = [pytest.param(kind, marks=installed(kind.name, kind.missing()), id=kind.name)
+         for kind in KINDS if kind.perf]
+#: libbpf's consumers are those of `rings` and `perf_rows`.
+for streams in RINGS, PERFS:
+    streams.append(pytest.param(None, marks=installed(
+        "libbpf", None if LIBBPF else "apt-get install libbpf-dev"), id="C, libbpf"))
 
 
 @dataclass
@@ -288,3 +293,59 @@ def test_ring(benchmark: BenchmarkFixture, once: bool, kind: Kind | None) -> Non
                              against=kind.name if kind else "C, libbpf", entries=n, limit=1.0,
                              rounds=12, warmup=1, tries=2, before=refill)
             benchmark.extra_info["ratio"] = result.as_dict()
+
+
+class Drained:
+    """A peer's side that takes what a `Producer` has put."""
+
+    def __init__(self, side: Side, producer: Producer) -> None:
+        self._side, self._producer = side, producer
+        self.told = getattr(side, "told")  # noqa: B009  # a child's: it tells its own time
+
+    def __call__(self, number: int) -> int:
+        n = self._side(number)
+        self._producer.drained = True
+        return n
+
+
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("kind", PERFS)
+def test_perf(benchmark: BenchmarkFixture, once: bool, kind: Kind | None) -> None:
+    """Each side has a perf buffer of its own, for an event has one ring."""
+    size = SMALL if once else Size()
+    with ExitStack() as stack:
+        mine, ours = stack.enter_context(leasing(size))
+        version, returns, name = "", "a C callback", "C, libbpf"
+        if kind is None:
+            other, theirs = stack.enter_context(consuming(size))
+        else:
+            assert kind.perf is not None
+            other = stack.enter_context(Producer(mine.n))
+            peer = kind.perf(other.events.fileno(), other.n, PAGES)
+            stack.callback(peer.close)
+            version, returns, name = peer.version, kind.returns["perf"], kind.name
+            theirs = Drained(peer.side("perf"), other)
+
+        def before() -> None:
+            mine.fill()
+            other.fill()
+
+        def check() -> None:  # libbpf's side looks at each block's sum
+            before()
+            if kind is not None:
+                other.taken(other.n, peer.sums("perf", 0)[1])
+
+        def block() -> None:
+            assert theirs(0) == other.n
+
+        check()
+        benchmark.group = QUESTION["perf"]
+        benchmark.extra_info |= {"entries": mine.n, "question": QUESTION["perf"], "peer": name,
+                                 "version": version, "returns": returns}
+        with quiet():
+            benchmark.pedantic(block, setup=before, rounds=5)
+        if not once:
+            result = compare(QUESTION["perf"], ours, theirs, against=name, entries=mine.n,
+                             limit=1.0, rounds=12, warmup=1, tries=2, before=before)
+            benchmark.extra_info["ratio"] = result.as_dict()
+        check()

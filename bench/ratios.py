@@ -16,6 +16,7 @@ from .cases import ROWS, Size
 from .cside import CSide
 from .harness import Result, waited
 from .kernel_cases import KERNEL_ROWS
+from .perf_rows import PERFS
 from .rings import RINGS
 from .table import environment, markdown
 from .threads import bulk_calls, element_rate, progress
@@ -28,7 +29,7 @@ def measured(words: list[str]) -> Iterator[Result]:
     def wanted(name: str) -> bool:
         return not words or any(word in name for word in words)
 
-    rows = {**{row.__name__: row for row in (*ROWS, *RINGS)}, **KERNEL_ROWS, **ARRAYS}
+    rows = {**{row.__name__: row for row in (*ROWS, *RINGS)}, **KERNEL_ROWS, **ARRAYS, **PERFS}
     for name, row in rows.items():
         if wanted(name):
             with row(c, size) as case:

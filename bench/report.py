@@ -41,6 +41,8 @@ WHY: dict[str | None, str] = {
     "whole read by the library's iterator": "its iterator makes no Python object for an entry",
     "ring buffer: 100,000 records of 32 bytes read and summed": "it sums in the loop that walks "
     "the ring, with the record in the cache; fastmap sums the strided array afterwards",
+    "perf buffer: 100,000 records of 32 bytes read and summed": "it sums in the loop that walks "
+    "the rings; fastmap lists where each record lies, its length and CPU, and sums afterwards",
     None: "not looked into yet",
 }
 

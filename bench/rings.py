@@ -46,6 +46,7 @@ def library() -> ctypes.CDLL:
     for name, arguments in {
         "ring_open": "iui", "ring_close": "p", "ring_walk": "pp", "user_loop": "ppu",
         "lib_open": "ipp", "lib_consume": "pp", "lib_close": "p",
+        "lib_perf_open": "iuu", "lib_perf_consume": "pp", "lib_perf_close": "p",
     }.items():
         if LIBBPF or not name.startswith("lib"):
             function = getattr(lib, name)

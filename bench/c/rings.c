@@ -84,6 +84,7 @@ int64_t user_loop(struct ring *r, const struct record *records, int64_t n)
 
 #if __has_include(<bpf/libbpf.h>)
 #include <bpf/libbpf.h>
+#include <linux/perf_event.h>
 
 static int add(void *sum, void *data, size_t size)
 {
@@ -106,6 +107,64 @@ int64_t lib_consume(struct ring_buffer *rb, uint64_t *sum)
 int64_t lib_close(struct ring_buffer *rb)
 {
     ring_buffer__free(rb);
+    return 0;
+}
+
+/* A perf_buffer, with what its callback saw. */
+struct perf {
+    struct perf_buffer *buffer;
+    uint64_t sum, lost;
+    int64_t n;
+};
+
+static enum bpf_perf_event_ret perf_add(void *context, int cpu, struct perf_event_header *event)
+{
+    struct perf *p = context;
+    uint64_t n;
+
+    (void)cpu;
+    if (event->type == PERF_RECORD_SAMPLE) { /* a u32 for the size, then the bytes */
+        memcpy(&n, (char *)event + 12, sizeof n);
+        p->sum += n;
+        p->n++;
+    } else if (event->type == PERF_RECORD_LOST) {
+        p->lost += ((uint64_t *)event)[2];
+    }
+    return LIBBPF_PERF_EVENT_CONT;
+}
+
+/* The raw form: before libbpf 1.2 only this one can be told to wake once in `wakeup` records. */
+int64_t lib_perf_open(int fd, uint64_t pages, uint64_t wakeup)
+{
+    struct perf_event_attr attr = {
+        .type = PERF_TYPE_SOFTWARE,
+        .size = sizeof attr,
+        .config = PERF_COUNT_SW_BPF_OUTPUT,
+        .sample_type = PERF_SAMPLE_RAW,
+        .sample_period = 1,
+        .wakeup_events = (uint32_t)wakeup,
+    };
+    struct perf *p = calloc(1, sizeof *p);
+    if (!p || !(p->buffer = perf_buffer__new_raw(fd, pages, &attr, perf_add, p, NULL)))
+        return -errno;
+    return (int64_t)(intptr_t)p;
+}
+
+/* How many samples there were, or -errno; their sum, and how many were lost. */
+int64_t lib_perf_consume(struct perf *p, uint64_t *found)
+{
+    p->sum = p->lost = 0;
+    p->n = 0;
+    int failed = perf_buffer__consume(p->buffer);
+    found[0] = p->sum;
+    found[1] = p->lost;
+    return failed ? failed : p->n;
+}
+
+int64_t lib_perf_close(struct perf *p)
+{
+    perf_buffer__free(p->buffer);
+    free(p);
     return 0;
 }
 #endif

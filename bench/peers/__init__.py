@@ -71,8 +71,9 @@ class Kind:
     """A library: what its calls return, op by op, how it is started, and what it takes.
 
     `missing` gives None where it can be had, else the line that says why not; `ring` starts it on a
-    ring buffer, given its descriptor and how many records lie in it at each turn; `note` is what a
-    reader of the table has to know for fairness.
+    ring buffer, given its descriptor and how many records lie in it at each turn; `perf` on a
+    PERF_EVENT_ARRAY, given the pages of a ring too; `note` is what a reader of the table has to
+    know for fairness.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Kind:
     start: Callable[[Ground], Peer]
     missing: Callable[[], str | None]
     ring: Callable[[int, int], Peer] | None = None
+    perf: Callable[[int, int, int], Peer] | None = None
     note: str = ""
 
 
@@ -123,11 +125,11 @@ class Child:
     """A peer in a process of its own."""
 
     def __init__(self, command: list[str | Path], *, ground: Ground | None = None, ring: int = -1,
-                 records: int = 0, environment: dict[str, str] | None = None,
-                 version: str = "") -> None:
+                 records: int = 0, perf: int = -1, pages: int = 0,
+                 environment: dict[str, str] | None = None, version: str = "") -> None:
         said: dict[str, Any] = {"map": -1, "ring": ring, "keys": -1, "entries": 0, "room": 0,
                                 "block": 1, "records": records, "version": version,
-                                "cpu": max(CPUS)}
+                                "cpu": max(CPUS), "perf": perf, "pages": pages}
         keys = -1
         if ground is not None:
             keys = os.memfd_create("keys")
@@ -138,7 +140,7 @@ class Child:
             self._process = subprocess.Popen(
                 [*command, json.dumps(said)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 text=True, env={**os.environ, **(environment or {})}, cwd=HERE,
-                pass_fds=[fd for fd in (said["map"], ring, keys) if fd >= 0])
+                pass_fds=[fd for fd in (said["map"], ring, perf, keys) if fd >= 0])
         finally:
             if keys >= 0:
                 os.close(keys)

@@ -8,7 +8,8 @@ map the others see; its methods are bcc's own.
 import ctypes as ct
 
 import bcc
-from bcc.table import HashTable, RingBuf
+from bcc.table import HashTable, PerfEventArray, RingBuf
+from bcc.utils import get_online_cpus
 from child import serve
 
 
@@ -48,6 +49,23 @@ class Bcc:
 
             ring.open_ring_buffer(each)
             self.kept = ring
+        if config.perf >= 0:
+            self.bpf, self.seen, self.total, self.lost = bpf, 0, 0, 0
+            bpf.perf_buffers = {}
+            events = table(PerfEventArray, bpf, config.perf, max(get_online_cpus()) + 1)
+            events.Key = events.Leaf = ct.c_int
+            events._open_key_fds, events._event_class = {}, None
+
+            def sample(cpu, data, size):
+                self.total += ct.cast(data, ct.POINTER(Event)).contents.n
+                self.seen += 1
+
+            def lost(count):
+                self.lost += count
+
+            events.open_perf_buffer(sample, page_cnt=config.pages, lost_cb=lost,
+                                    wakeup_events=config.records)
+            self.kept = events
 
     def keys(self, numbers):
         return [ct.c_uint64(n) for n in numbers]
@@ -99,8 +117,14 @@ class Bcc:
             self.bpf.ring_buffer_consume()
         return self.seen, self.total
 
+    def perf(self):
+        self.seen = self.total = 0
+        while self.seen + self.lost < self.config.records:
+            self.bpf.perf_buffer_consume()
+        return self.seen, self.total
+
     def sums(self, op, got):
-        if op == "ring":
+        if op in ("ring", "perf"):
             return 0, got
         if op in ("lookup", "given"):
             return 0, sum(value.value for value in got)

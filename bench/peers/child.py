@@ -1,13 +1,13 @@
 """A peer's half of the protocol, for peers in Python: one process each, which times itself.
 
 Run by whatever Python has the peer's library, so nothing of this repository is imported. The last
-argument is JSON: ``map`` and ``ring`` (inherited descriptors), ``keys`` (a descriptor of a file of
-u64), ``entries``, ``room`` (max_entries), ``block``, ``records`` (in the ring at each turn), and
-``cpu``, to which the working thread pins itself. Each line on stdin is ``OP NUMBER CHECK``; each
-answer is a line of JSON: nanoseconds, those in which other work had the CPU, entries and, with
-CHECK, the sums of the keys and of the values that came
-back, modulo 2**64. Keys are made into what the library takes before the clock starts, and what came
-back is looked at and given back after it stopped.
+argument is JSON: ``map``, ``ring`` and ``perf`` (inherited descriptors), ``keys`` (a descriptor of
+a file of u64), ``entries``, ``room`` (max_entries), ``block``, ``records`` (in the ring at each
+turn), ``pages`` (of a CPU's ring) and ``cpu``, to
+which the working thread pins itself. Each line on stdin is ``OP NUMBER CHECK``; each answer is a
+line of JSON: nanoseconds, those in which other work had the CPU, entries and, with CHECK, the sums
+of the keys and of the values that came back, modulo 2**64. Keys are made into what the library
+takes before the clock starts, and what came back is looked at and given back after it stopped.
 """
 
 import array

@@ -1,5 +1,5 @@
 // cilium/ebpf as its users drive it: typed pointers for one element, slices for a batch, ReadInto for
-// a ring. Speaks the protocol of child.py. Built with Debian's package: GO111MODULE=off.
+// a ring or a perf buffer. Speaks the protocol of child.py. Built with Debian's package: GO111MODULE=off.
 package main
 
 import (
@@ -16,6 +16,7 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/perf"
 	"github.com/cilium/ebpf/ringbuf"
 )
 
@@ -26,6 +27,8 @@ type config struct {
 	Entries int    `json:"entries"`
 	Block   int    `json:"block"`
 	Records int    `json:"records"`
+	Perf    int    `json:"perf"`
+	Pages   int    `json:"pages"`
 	Version string `json:"version"`
 	Cpu     int    `json:"cpu"`
 }
@@ -138,10 +141,19 @@ func main() {
 		rd, err = ringbuf.NewReader(ring)
 		must(err)
 	}
+	var events *perf.Reader
+	if c.Perf >= 0 {
+		array, err := ebpf.NewMapFromFD(c.Perf)
+		must(err)
+		// A wake or two a block, of records of 48 bytes: what stays below is not read.
+		events, err = perf.NewReaderWithOptions(array, c.Pages*os.Getpagesize(),
+			perf.ReaderOptions{Watermark: c.Records * 48 / 2})
+		must(err)
+	}
 	room := c.Entries + 1024
 	keys, values := make([]uint64, room), make([]uint64, room)
 	out, tripled := make([]uint64, c.Block), make([]uint64, c.Block)
-	record := ringbuf.Record{}
+	record, sample := ringbuf.Record{}, perf.Record{}
 	chunk := 0
 	// As gc.disable() in Python: what is collected, between the blocks.
 	debug.SetGCPercent(-1)
@@ -206,6 +218,15 @@ func main() {
 				a.Values += binary.LittleEndian.Uint64(record.RawSample)
 			}
 			a.Entries = c.Records
+		case "perf":
+			for a.Entries < c.Records {
+				must(events.ReadInto(&sample))
+				if sample.LostSamples > 0 {
+					must(fmt.Errorf("%d samples lost", sample.LostSamples))
+				}
+				a.Values += binary.LittleEndian.Uint64(sample.RawSample)
+				a.Entries++
+			}
 		}
 		a.Ns = time.Since(start).Nanoseconds()
 		a.Waited = waited() - waits
