@@ -125,11 +125,12 @@ class Child:
     """A peer in a process of its own."""
 
     def __init__(self, command: list[str | Path], *, ground: Ground | None = None, ring: int = -1,
-                 records: int = 0, perf: int = -1, pages: int = 0,
+                 records: int = 0, perf: int = -1, pages: int = 0, file: str = "", type: str = "",
                  environment: dict[str, str] | None = None, version: str = "") -> None:
         said: dict[str, Any] = {"map": -1, "ring": ring, "keys": -1, "entries": 0, "room": 0,
                                 "block": 1, "records": records, "version": version,
-                                "cpu": max(CPUS), "perf": perf, "pages": pages}
+                                "cpu": max(CPUS), "perf": perf, "pages": pages,
+                                "file": file, "type": type}
         keys = -1
         if ground is not None:
             keys = os.memfd_create("keys")

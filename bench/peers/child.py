@@ -3,7 +3,7 @@
 Run by whatever Python has the peer's library, so nothing of this repository is imported. The last
 argument is JSON: ``map``, ``ring`` and ``perf`` (inherited descriptors), ``keys`` (a descriptor of
 a file of u64), ``entries``, ``room`` (max_entries), ``block``, ``records`` (in the ring at each
-turn), ``pages`` (of a CPU's ring) and ``cpu``, to
+turn), ``pages`` (of a CPU's ring), ``file`` (of BTF) and the struct ``type`` in it, and ``cpu``, to
 which the working thread pins itself. Each line on stdin is ``OP NUMBER CHECK``; each answer is a
 line of JSON: nanoseconds, those in which other work had the CPU, entries and, with CHECK, the sums
 of the keys and of the values that came back, modulo 2**64. Keys are made into what the library

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -16,6 +17,7 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/perf"
 	"github.com/cilium/ebpf/ringbuf"
 )
@@ -29,6 +31,8 @@ type config struct {
 	Records int    `json:"records"`
 	Perf    int    `json:"perf"`
 	Pages   int    `json:"pages"`
+	File    string `json:"file"`
+	Type    string `json:"type"`
 	Version string `json:"version"`
 	Cpu     int    `json:"cpu"`
 }
@@ -115,6 +119,43 @@ func fastest(m *ebpf.Map, keys, values []uint64) (best int) {
 	return
 }
 
+// The sum of what c/btf.c has as `member`, of a struct's members and those of anonymous ones in it.
+func digest(members []btf.Member, base btf.Bits) (sum uint64) {
+	for _, m := range members {
+		if m.Name == "" {
+			switch inner := btf.UnderlyingType(m.Type).(type) {
+			case *btf.Struct:
+				sum += digest(inner.Members, base+m.Offset)
+			case *btf.Union:
+				sum += digest(inner.Members, base+m.Offset)
+			}
+			continue
+		}
+		bits := m.BitfieldSize
+		if bits == 0 {
+			size, err := btf.Sizeof(m.Type)
+			must(err)
+			bits = btf.Bits(8 * size)
+		}
+		if bits == 0 {
+			continue
+		}
+		hash := fnv.New64a()
+		hash.Write(append([]byte(m.Name), 0))
+		must(binary.Write(hash, binary.LittleEndian, [2]uint32{uint32(base + m.Offset), uint32(bits)}))
+		sum += hash.Sum64()
+	}
+	return
+}
+
+// A struct out of a file of BTF.
+func load(file, name string) (found *btf.Struct) {
+	spec, err := btf.LoadSpec(file)
+	must(err)
+	must(spec.TypeByName(name, &found))
+	return
+}
+
 func main() {
 	runtime.LockOSThread()
 	var c config
@@ -149,6 +190,10 @@ func main() {
 		events, err = perf.NewReaderWithOptions(array, c.Pages*os.Getpagesize(),
 			perf.ReaderOptions{Watermark: c.Records * 48 / 2})
 		must(err)
+	}
+	var layout *btf.Struct
+	if c.Type != "" {
+		layout = load(c.File, c.Type) // whether it can be had at all
 	}
 	room := c.Entries + 1024
 	keys, values := make([]uint64, room), make([]uint64, room)
@@ -227,6 +272,9 @@ func main() {
 				a.Values += binary.LittleEndian.Uint64(sample.RawSample)
 				a.Entries++
 			}
+		case "btf":
+			layout = load(c.File, c.Type)
+			a.Entries = 1
 		}
 		a.Ns = time.Since(start).Nanoseconds()
 		a.Waited = waited() - waits
@@ -236,6 +284,8 @@ func main() {
 				a.Values = total(out)
 			case "read", "walk", "drain":
 				a.Keys, a.Values = total(keys[:a.Entries]), total(values[:a.Entries])
+			case "btf":
+				a.Keys, a.Values = uint64(layout.Size), digest(layout.Members, 0)
 			}
 		}
 		line, err := json.Marshal(a)
