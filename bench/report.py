@@ -43,8 +43,8 @@ WHY: dict[str | None, str] = {
     "the ring, with the record in the cache; fastmap sums the strided array afterwards",
     "perf buffer: 100,000 records of 32 bytes read and summed": "it sums in the loop that walks "
     "the rings; fastmap lists where each record lies, its length and CPU, and sums afterwards",
-    **{f"the kernel's BTF: from the file to the layout of {struct}": "it looks for where each type "
-       "begins in compiled code, fastmap in Python's, and its walk makes no nested dtype"
+    **{f"the kernel's BTF: from the file to the layout of {struct}": "it begins with no index of "
+       "names and makes no dtype, nested and named, of what it walks over"
        for struct in ("task_struct", "timespec64")},
     None: "not looked into yet",
 }

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from support import examples
 from test_btf import INT32, UNSIGNED_CHAR, blob, dtypes, info
 
+from fastmap._core.records import record_starts
 from fastmap.btf import Btf, Kind, Layout, encode
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
@@ -26,6 +27,34 @@ DType = np.dtype[Any]
 @pytest.fixture(scope="module")
 def kernel() -> Btf:
     return Btf(VMLINUX.read_bytes())
+
+
+# --- where the records begin ----------------------------------------------------------------------
+
+
+def by_hand(words: list[int], once: list[int], each: list[int]) -> tuple[list[int], bool]:
+    """What `record_starts` finds, in Python."""
+    starts, at = [], 0
+    while at < len(words):
+        starts.append(at)
+        told = words[at + 1] if at + 3 <= len(words) else 0
+        if not once[told >> 24 & 0x7F]:
+            return starts, False
+        at += once[told >> 24 & 0x7F] + (told & 0xFFFFFF) * each[told >> 24 & 0x7F]
+    return starts, at == len(words)
+
+
+SMALL = st.integers(0, 7) | st.integers(0, 0xFFFFFFFF)
+
+
+@given(words=st.lists(SMALL, max_size=40), kinds=st.lists(st.sampled_from([0, 3, 4, 20000]),
+                                                          min_size=128, max_size=128))
+@settings(max_examples=examples(300), deadline=None)
+def test_records_are_found_as_by_hand(words: list[int], kinds: list[int]) -> None:
+    """Also where they are cut off, or say that they have sixteen million members."""
+    each = [*kinds[7:], *kinds[:7]]
+    starts, whole = record_starts(np.array(words, "u4"), kinds, each)
+    assert (starts.tolist(), whole) == by_hand(words, kinds, each)
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -15,8 +15,10 @@ from support import examples
 
 import fastmap
 from fastmap._core import memory
+from fastmap._core.trie import COUNTS_SINCE
 from fastmap.asm import FP, R0, R1, R2, R3, R6, Assembler, Code, Helper
 from fastmap.collect import Delta, DeltaBatch
+from fastmap.enums import running_kernel
 
 pytestmark = pytest.mark.quick
 
@@ -55,7 +57,8 @@ def test_what_grew_came_and_went(make: Make, kind: str) -> None:
         assert batch.gone["addr"].tolist() == [[10, 0, 0, 4]]
         assert sorted(batch.values["packets"].tolist()) == [0, 0, 0, 7, 9]
         assert batch.keys["addr"][batch.new].tolist() == [[10, 0, 0, 9]]
-    assert 0 < batch.seconds < 60 and not batch.resets and batch.complete
+    assert 0 < batch.seconds < 60 and not batch.resets
+    assert batch.complete or kind == "lpm_trie" and running_kernel() < COUNTS_SINCE
     again = delta.read()
     assert not again.new.any() and not len(again.gone) and not again.values["packets"].any()
     assert batch.values["packets"].any()  # a copy is not overwritten

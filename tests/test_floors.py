@@ -23,8 +23,8 @@ FLOORS = (
     ("_core.uapi _core.syscall _core.memory _core.convert _core.codec _core.rows _core.columns"
      " _core.map _core.batch _core.prefix _core.trie _core.queue _core.program _core.run"
      " _core.walk _core.mount _core.ring _core.user_ring _core.perf _core.keyhash _core.join"
-     " _core.jsonrows jsontext dtypes btf_special btf_build btf_read btf elf asm touching percpu"
-     " loops walks buckets counting",),
+     " _core.jsonrows _core.records jsontext dtypes btf_special btf_build btf_read btf elf asm"
+     " touching percpu loops walks buckets counting",),
     ("features accel", "mounts inventory", "syscalls decode arrow_files arrow"),
     ("maps.rules maps.batch maps.base maps.reader maps.variables maps.tables maps.arrays maps.trie"
      " maps.queues maps.slots maps.nested maps.references maps.storage maps.code maps.records"

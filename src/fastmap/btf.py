@@ -287,7 +287,8 @@ class Btf(Types):
         if not ids:
             raise KeyError(self._not_there(name, rest, kinds))
         real = list({self.resolve(type_id): type_id for type_id in ids[:_MAX_NAMESAKES]})
-        if len(ids) <= _MAX_NAMESAKES and len({self._told_apart(each) for each in real}) == 1:
+        if len(ids) <= _MAX_NAMESAKES and (
+                len(real) == 1 or len({self._told_apart(each) for each in real}) == 1):
             return int(ids[0])
         shown = ", ".join(
             f"{self.kind(each).name.lower()} {self.name(each) or rest} (id {each}, "

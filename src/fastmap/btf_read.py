@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import struct
-from array import array
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, NamedTuple, Self
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from fastmap._core.records import record_starts
 from fastmap.btf_build import HEADER, MAGIC, MAX_DEPTH, QUALIFIERS, DType, Kind
 
 # The kernel's limit of a name.
@@ -123,15 +123,14 @@ class Types:
             self._layout = dict(enumerate(struct.iter_unpack("=BBH", layout)))
         self._types_at = hdr_len + type_off
         self._words = memoryview(types).cast("I")
-        self._starts = array("I")
-        self._index()
-        words, starts = np.frombuffer(types, "u4"), np.frombuffer(self._starts, "u4")
+        words = np.frombuffer(types, np.uint32)
+        starts = self._index(words)
         self._name_offs, self._kinds = words[starts], words[starts + 1] >> 24 & 0x7F
         if (outside := np.flatnonzero(self._name_offs >= len(self._strings))).size:
             raise self._bad(self._first_id + int(outside[0]), "its name lies outside the strings")
         self._tags: dict[int, DType] | None = None
 
-    def _index(self) -> None:
+    def _index(self, words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
         """Finds where each record begins. No more of them is read before it is asked for."""
         once, each = [0] * 128, [0] * 128
         for kind, (info_size, elem_size, _) in self._layout.items():
@@ -141,15 +140,13 @@ class Types:
         for known in list(Kind)[1:]:
             once[known], each[known] = 3 + _EXTRA.get(known, 0), _EACH.get(known, 0)
         once[Kind.VOID] = 0
-        words, starts, at, end = self._words, self._starts, 0, len(self._words)
-        while at < end:
-            starts.append(at)
-            info = words[at + 1] if at + 3 <= end else 0
-            step = once[info >> 24 & 0x7F]
-            at += step + (info & 0xFFFFFF) * each[info >> 24 & 0x7F]
-            if not step or at > end:
-                kind = info >> 24 & 0x7F
-                raise self._bad(len(self) - 1, f"cut off, or of kind {kind} that is not known")
+        starts, whole = record_starts(words, once, each)
+        self._starts = starts.data  # whose elements are ints
+        if not whole:
+            at = self._starts[-1]
+            kind = self._words[at + 1] >> 24 & 0x7F if at + 3 <= len(words) else 0
+            raise self._bad(len(self) - 1, f"cut off, or of kind {kind} that is not known")
+        return starts
 
     def _bad(self, type_id: int, what: str) -> ValueError:
         if type_id < self._first_id:
