@@ -20,6 +20,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import fastmap
 
 from .cases import SLACK, in_turn, scattered
+from .counts import Counts, allocations, instructions, no_callgrind, system_calls
 from .cside import Array, CSide, touched
 from .harness import CPUS, Side, quiet
 
@@ -237,12 +238,15 @@ def test_memory_at_peak(benchmark: BenchmarkFixture, c: CSide, once: bool) -> No
         benchmark.extra_info["memory"] = found
 
 
-def test_counts(benchmark: BenchmarkFixture) -> None:
-    """System calls by our own demo program, and what is allocated, for the report."""
-    from .counts import allocations, system_calls
+def test_counts(benchmark: BenchmarkFixture, once: bool) -> None:
+    """System calls by our own demo program, and what is allocated and executed, for the report."""
+    def each() -> dict[str, Counts]:
+        found = {"system calls": system_calls(), "allocations": allocations()}
+        if not once and no_callgrind() is None:  # some ten seconds
+            found["instructions"] = instructions()
+        return found
 
     benchmark.group = "counts"
-    counted = benchmark.pedantic(lambda: {"system calls": system_calls(),
-                                          "allocations": allocations()})
+    counted = benchmark.pedantic(each)
     assert counted["system calls"]["m[k]"] == {"bpf": 1}
     benchmark.extra_info["counts"] = counted
