@@ -22,7 +22,7 @@ import fastmap
 from .cases import SLACK, in_turn, scattered
 from .counts import Counts, allocations, instructions, no_callgrind, system_calls
 from .cside import Array, CSide, touched
-from .harness import CPUS, Side, quiet
+from .harness import CPUS, Side, quiet, taken
 
 #: What one point may take, in seconds; a large map gets three rounds at least.
 BUDGET = 1.0
@@ -96,18 +96,6 @@ def sides_of(m: fastmap.Map, c: CSide, point: Point, keys: Array) -> dict[str, S
         read[FULL] = lambda number: len(m.snapshot())
         read[IN_KERNEL] = lambda number: len(m.snapshot(exact=False))
     return {**read, **given}
-
-
-def taken(sides: dict[str, Side], entries: int, rounds: int) -> dict[str, list[float]]:
-    """Nanoseconds an entry, the sides in turn."""
-    took: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, side in sides.items():
-            start = perf_counter_ns()
-            assert side(number) == entries, name
-            if number:
-                took[name].append((perf_counter_ns() - start) / entries)
-    return took
 
 
 def one(c: CSide, point: Point, once: bool) -> dict[str, tuple[float, float]]:

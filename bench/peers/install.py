@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,8 +11,15 @@ from ..counts import no_callgrind
 from .kinds import KINDS
 
 PATIENCE = 600
+
+
+def no_qemu() -> str | None:
+    """What boots the guests with so many CPUs."""
+    return None if shutil.which("qemu-system-x86_64") else "apt-get install qemu-system-x86"
+
+
 #: What else the suite measures with.
-TOOLS = {"callgrind": no_callgrind}
+TOOLS = {"callgrind": no_callgrind, "qemu": no_qemu}
 
 
 def run(*command: str) -> bool:
