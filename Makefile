@@ -21,7 +21,7 @@ help:
 	@echo "make test-kernels  the tests in emulated Linux 6.1 and 6.12; matrix: CPU topologies too"
 	@echo "make bench       the figures of README, against C and the other libraries, in one run"
 	@echo "make bench-peers installs those libraries; bench-report makes a page of what bench measured"
-	@echo "make bench-gate  system calls and memory of a call, against bench/gate.json"
+	@echo "make bench-gate  system calls, memory and instructions of a call, against bench/gate.json; hot paths beside C"
 	@echo "make lint types  ruff, cython-lint, mypy, stubtest"
 	@echo "make readme      write README's table of map types anew, from the code"
 	@echo "make docs        the guide, how-to pages and reference as HTML, in build/docs"

@@ -9,6 +9,7 @@ import pytest
 from .allocations import growth
 from .cases import SLACK, Size, scattered
 from .cside import HASH, CSide, touched
+from .gate import differences
 from .threads import Bulk, progress
 
 
@@ -34,3 +35,19 @@ def test_a_held_gil_is_seen(c: CSide, once: bool) -> None:
         assert result.ratio < 0.5, result
     finally:
         os.close(fd)
+
+
+def test_the_gate_sees_what_became_dearer() -> None:
+    """A system call more, and instructions beyond the margin; not what two runs differ by."""
+    then = {"system calls": {"a": {"bpf": 1.0}}, "instructions": {"a": {"instructions": 20_000}}}
+
+    def seen(calls: float, instructions: float, work: str = "a") -> tuple[int, int]:
+        now = {"system calls": {work: {"bpf": calls}},
+               "instructions": {work: {"instructions": instructions}}}
+        worse, better = differences(now, then)
+        return len(worse), len(better)
+
+    assert seen(1.0, 20_000) == seen(1.0, 20_900) == (0, 0)
+    assert seen(2.0, 20_000) == seen(1.0, 21_200) == (1, 0)
+    assert seen(1.0, 18_000) == (0, 1)
+    assert seen(1.0, 20_000, "not in the file") == (2, 0)

@@ -20,8 +20,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import fastmap
 
 from .cases import SLACK, in_turn, scattered
+from .counts import Counts, allocations, instructions, no_callgrind, system_calls
 from .cside import Array, CSide, touched
-from .harness import CPUS, Side, quiet
+from .harness import CPUS, Side, quiet, taken
 
 #: What one point may take, in seconds; a large map gets three rounds at least.
 BUDGET = 1.0
@@ -95,18 +96,6 @@ def sides_of(m: fastmap.Map, c: CSide, point: Point, keys: Array) -> dict[str, S
         read[FULL] = lambda number: len(m.snapshot())
         read[IN_KERNEL] = lambda number: len(m.snapshot(exact=False))
     return {**read, **given}
-
-
-def taken(sides: dict[str, Side], entries: int, rounds: int) -> dict[str, list[float]]:
-    """Nanoseconds an entry, the sides in turn."""
-    took: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, side in sides.items():
-            start = perf_counter_ns()
-            assert side(number) == entries, name
-            if number:
-                took[name].append((perf_counter_ns() - start) / entries)
-    return took
 
 
 def one(c: CSide, point: Point, once: bool) -> dict[str, tuple[float, float]]:
@@ -237,12 +226,15 @@ def test_memory_at_peak(benchmark: BenchmarkFixture, c: CSide, once: bool) -> No
         benchmark.extra_info["memory"] = found
 
 
-def test_counts(benchmark: BenchmarkFixture) -> None:
-    """System calls by our own demo program, and what is allocated, for the report."""
-    from .counts import allocations, system_calls
+def test_counts(benchmark: BenchmarkFixture, once: bool) -> None:
+    """System calls by our own demo program, and what is allocated and executed, for the report."""
+    def each() -> dict[str, Counts]:
+        found = {"system calls": system_calls(), "allocations": allocations()}
+        if not once and no_callgrind() is None:  # some ten seconds
+            found["instructions"] = instructions()
+        return found
 
     benchmark.group = "counts"
-    counted = benchmark.pedantic(lambda: {"system calls": system_calls(),
-                                          "allocations": allocations()})
+    counted = benchmark.pedantic(each)
     assert counted["system calls"]["m[k]"] == {"bpf": 1}
     benchmark.extra_info["counts"] = counted

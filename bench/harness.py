@@ -230,6 +230,18 @@ def compare(
         return until_decided(more, tries)
 
 
+def taken(sides: dict[str, Side], entries: int, rounds: int) -> dict[str, list[float]]:
+    """Nanoseconds an entry, the sides in turn."""
+    took: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, side in sides.items():
+            start = time.perf_counter_ns()
+            assert side(number) == entries, name
+            if number:
+                took[name].append((time.perf_counter_ns() - start) / entries)
+    return took
+
+
 def fastest(
     sides: dict[int, Side],
     entries: int,

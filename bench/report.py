@@ -162,13 +162,15 @@ def curves(each: Info) -> Table:
 
 
 def counts(each: Info) -> Table:
-    """System calls and memory of one call."""
+    """System calls, memory, and where they were counted instructions of one call."""
     calls, memory = each["counts"]["system calls"], each["counts"]["allocations"]
+    executed = each["counts"].get("instructions", {})
     rows = [(name, ", ".join(f"{n:g} {kind}" for kind, n in calls[name].items()) or "none",
-             f"{memory[name]['traced peak']:,.0f}", f"{memory[name]['asked of C']:,.0f}")
+             f"{memory[name]['traced peak']:,.0f}", f"{memory[name]['asked of C']:,.0f}",
+             *(f"{count:,}" for count in executed.get(name, {}).values()))
             for name in calls]
-    return (("one call", "system calls", "Python's memory at peak, bytes", "asked of C, bytes"),
-            rows)
+    return (("one call", "system calls", "Python's memory at peak, bytes", "asked of C, bytes",
+             *(["instructions of user space"] if executed else [])), rows)
 
 
 def latency(each: Info) -> Table:
@@ -195,8 +197,9 @@ def sections(infos: list[Info]) -> Iterable[tuple[str, str, Table]]:
         ("curve", "Cost", "Medians, and the least in brackets.", curves),
         ("latency", "Latency of single calls", "Each call timed by itself.", latency),
         ("memory", "Memory", "Resident memory; what the call returns is in it.", memory),
-        ("counts", "System calls and allocations", "System calls counted by fastmap's own demo "
-         "program; allocations by a preloaded counter.", counts),
+        ("counts", "System calls, allocations, instructions", "System calls counted by fastmap's "
+         "own demo program; allocations by a preloaded counter, instructions by callgrind.",
+         counts),
     ):
         for each in infos:
             if key in each:

@@ -22,7 +22,8 @@ Work = Callable[[], object]
 @contextmanager
 def works() -> Iterator[dict[str, Work]]:
     """Each call by its name, on maps that it leaves as they were."""
-    keys, some = scattered(ENTRIES), scattered(ENTRIES)[:SOME]
+    keys = scattered(ENTRIES)
+    some, few = keys[:SOME], keys[:8]
     with ExitStack() as stack:
         def made(kind: str, **sizes: object) -> fastmap.Map:
             return stack.enter_context(fastmap.create(kind, **sizes))  # type: ignore[arg-type]
@@ -62,6 +63,8 @@ def works() -> Iterator[dict[str, Work]]:
             "m[k] = v": lambda: plain.__setitem__(key, key),
             "del m[k]; m[k] = v": again,
             "k in m": lambda: key in plain,
+            "lookup_many, 8 keys, in-kernel": lambda: plain.lookup_many(few, via="kernel"),
+            "lookup_many, 8 keys, syscall": lambda: plain.lookup_many(few, via="syscall"),
             f"lookup_many, {SOME:,} keys, in-kernel": lambda: plain.lookup_many(some, via="kernel"),
             f"lookup_many, {SOME:,} keys, syscall":
                 lambda: plain.lookup_many(some, via="syscall"),

@@ -1,14 +1,25 @@
-"""`python -m bench.peers.install`: what the peers need, from Debian and PyPI; a line for each."""
+"""`python -m bench.peers.install`: what the suite needs, from Debian and PyPI; a line for each."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
+from ..counts import no_callgrind
 from .kinds import KINDS
 
 PATIENCE = 600
+
+
+def no_qemu() -> str | None:
+    """What boots the guests with so many CPUs."""
+    return None if shutil.which("qemu-system-x86_64") else "apt-get install qemu-system-x86"
+
+
+#: What else the suite measures with.
+TOOLS = {"callgrind": no_callgrind, "qemu": no_qemu}
 
 
 def run(*command: str) -> bool:
@@ -31,15 +42,15 @@ def apt(packages: list[str]) -> bool:
 
 def main() -> int:
     """Install what is missing, and say what cannot be had; never a failure of its own."""
-    for kind in KINDS:
-        how = kind.missing()
+    for name, missing in (*((kind.name, kind.missing) for kind in KINDS), *TOOLS.items()):
+        how = missing()
         if how is not None:
             tool, _, packages = how.partition(" install ")
             worked = (apt(packages.split()) if tool == "apt-get" else
                       run(sys.executable, "-m", "pip", "install", "-q", *packages.split()))
-            getattr(kind.missing, "cache_clear", lambda: None)()
-            how = kind.missing() if worked else how
-        print(f"{kind.name}: {'there' if how is None else f'cannot be had by {how}'}")
+            getattr(missing, "cache_clear", lambda: None)()
+            how = missing() if worked else how
+        print(f"{name}: {'there' if how is None else f'cannot be had by {how}'}")
     print("pylibbpf, tinybpf: left out; they take maps from object files or pins of their own, or "
           "are not on PyPI")
     return 0

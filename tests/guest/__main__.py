@@ -17,12 +17,13 @@ import sys
 from pathlib import Path
 
 from . import emulator, image, kernels
-from .boot import TOPOLOGIES
+from .boot import TOPOLOGIES, topology_of
 from .common import REPOSITORY, HarnessError, cache_folder, say
 from .debian import Apt
 from .session import RUNNING, Session
 
 COMMANDS = ("test", "matrix", "run", "shell", "fetch")
+KNOWN = ", ".join([*TOPOLOGIES, "Npossible"])  # the last one: N CPUs, of which one is started
 
 
 def names(text: str) -> list[str]:
@@ -33,8 +34,11 @@ def names(text: str) -> list[str]:
 def topologies(text: str) -> list[str]:
     """Split and check a list of topologies."""
     chosen = list(TOPOLOGIES) if text == "all" else names(text)
-    if unknown := set(chosen) - set(TOPOLOGIES):
-        raise argparse.ArgumentTypeError(f"{unknown} is not one of {', '.join(TOPOLOGIES)}, all")
+    for name in chosen:
+        try:
+            topology_of(name)
+        except KeyError:
+            raise argparse.ArgumentTypeError(f"{name} is not one of {KNOWN}, all") from None
     return chosen
 
 
@@ -64,7 +68,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("command", choices=COMMANDS)
     add("--kernel", type=names, metavar="SERIES,...", help=f"default: {','.join(kernels.SERIES)}")
-    add("--topology", type=topologies, metavar="NAME,...", help=f"{', '.join(TOPOLOGIES)}, or all")
+    add("--topology", type=topologies, metavar="NAME,...", help=f"{KNOWN}, or all")
     add("--python", type=Path, default=default_python(), metavar="PATH", help="with fastmap in it")
     add("--package", action="append", default=[], metavar="NAME", help="one more for the guest")
     add("--add", type=existing, action="append", default=[], metavar="PATH", help="one more file")

@@ -44,6 +44,12 @@ class Topology:
     possible: int
     present: int
     offline: tuple[int, ...] = ()  # of the present ones
+    started: int | None = None  # of the present ones; the others are offline from the start
+
+    @property
+    def at_boot(self) -> int:
+        """How many CPUs the kernel starts."""
+        return self.present if self.started is None else self.started
 
 
 TOPOLOGIES = {
@@ -56,6 +62,14 @@ TOPOLOGIES = {
         Topology("holes", 16, 5, (2,)),
     )
 }
+
+
+def topology_of(name: str) -> Topology:
+    """Return one of the above, or for ``64possible`` so many CPUs, of which one is started."""
+    number = name.removesuffix("possible")
+    if name != number and number.isdecimal() and int(number):
+        return Topology(name, int(number), int(number), started=1)
+    return TOPOLOGIES[name]
 
 
 @dataclass
@@ -114,7 +128,7 @@ def _arguments(machine: Machine, folder: Path) -> list[str]:
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", str(machine.kernel), "-initrd", str(folder / "initramfs")),
         # The CPUs that shall not be present are not started; init.py has them ejected.
-        *("-append", " ".join([*COMMAND_LINE, f"maxcpus={machine.topology.present}"])),
+        *("-append", " ".join([*COMMAND_LINE, f"maxcpus={machine.topology.at_boot}"])),
         *("-serial", f"file:{folder / 'console'}"),
         *("-device", "virtio-serial-pci"),
         *("-chardev", f"socket,id=control,path={folder / 'control'}"),

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from .boot import TOPOLOGIES, Machine, Outcome, boot
+from .boot import Machine, Outcome, boot, topology_of
 from .common import REPOSITORY, HarnessError, process_group, say
 from .emulator import Emulator
 from .image import GUEST, Python, write
@@ -66,7 +66,7 @@ class Session:
     def _machine(self, kernel: Kernel, topology: str, command: list[str], output: str) -> Machine:
         assert self.emulator and self.python and self.base and self.compiled
         base, python, compiled = self.base, self.python, self.compiled
-        shape = TOPOLOGIES[topology]
+        shape = topology_of(topology)
         size = shutil.get_terminal_size((100, 24))
         job: dict[str, Any] = {
             "command": command,

@@ -329,3 +329,12 @@ def test_only_valid_compiled_files_are_taken(tmp_path: Path) -> None:
     assert found == place == tmp_path / f"__pycache__/module.{tag}.pyc"
     source.write_text("x = 22\n")
     assert not list(compiled_forms(source, tag, tmp_path))
+
+
+def test_cpus_may_be_possible_without_running() -> None:
+    shape = boot.topology_of("64possible")
+    assert (shape.possible, shape.present, shape.at_boot) == (64, 64, 1)
+    assert boot.topology_of("holes").at_boot == 5
+    for name in ("0possible", "possible", "64"):
+        with pytest.raises(KeyError):
+            boot.topology_of(name)
