@@ -121,6 +121,10 @@ class InKernel:
         Offset and bytes of what `increment` adds to.
     """
 
+    #: Whether the verifier had enough of a loop over all CPUs within one that may end anywhere, as
+    #: 6.12 has of 64 CPUs. A function that bpf_loop calls is walked over once.
+    _tired = False
+
     def __init__(self, core: MapCore, flags: int, entries: int,
                  fields: tuple[tuple[int, int], ...] = ()) -> None:
         row = core._value
@@ -327,15 +331,23 @@ class InKernel:
         if self.kind in _OF_MAPS:
             make = partial(make, id_at=touching.map_id_at())
         name, sleepable = f"fastmap_{work}"[:15], self.kind not in _DETOUR
+        tired = InKernel._tired and bool(self.layout.cpus)
         if self._touches and runner.scratch is not None and work != "increment":
             try:
-                if (touching_code := self._touching(make, core, work, runner)) is not None:
-                    return load(core, touching_code, name, sleepable)
+                code = None if tired else self._touching(make, core, work, runner)
+                if code is not None:
+                    return load(core, code, name, sleepable)
             except BpfError:  # it takes CAP_PERFMON; the plain one below tells if it fails, too
                 pass
             self._touches = False
             self._alike.clear()
-        return load(core, make(), name, sleepable)
+        try:
+            return load(core, make(may_goto=False) if tired else make(), name, sleepable)
+        except BpfError as error:
+            if error.errno != errno.E2BIG or not self.layout.cpus or tired:
+                raise
+            InKernel._tired = True
+            return load(core, make(may_goto=False), name, sleepable)
 
     def _touching(self, make: Callable[..., Code], core: MapCore, work: str,
                   runner: Runner) -> Code | None:
@@ -434,7 +446,6 @@ class Loops:
             raise AssertionError("there is no system call that increments")
 
         return self._way.run(self._core, self._work, True, by_program, by_call)
-
 
     def push_rows(self, values: Rows, flags: int, errnos: npt.NDArray[np.int32] | None,
                   by_call: Callable[[], int]) -> int:
