@@ -73,8 +73,9 @@ bench-peers: $(VENV)/.built
 	@$(BIN)/python -m bench.peers.install
 
 bench-report: $(VENV)/.built
-	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
-		$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]' --no-build-isolation
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -c \
+		'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])' | \
+		xargs $(BIN)/python -m pip install -q --disable-pip-version-check
 	@$(BIN)/python -m bench.report
 
 bench-gate: $(VENV)/.built

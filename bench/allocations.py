@@ -136,7 +136,7 @@ def growth(work: str, few: int = 1_000, many: int = 100_000) -> Result:
     )
     each = (bytes_large - bytes_small) / (many - few)
     return Result(
-        name=f"allocations of a steady-state `{STEADY[work]}`",
+        name=f"allocations of a steady-state `{STEADY.get(work, work)}`",
         against=f"{few:,} entries (ratio: bytes an entry)",
         ours=bytes_large,
         theirs=bytes_small,

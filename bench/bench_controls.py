@@ -16,7 +16,7 @@ from .threads import Bulk, progress
 @pytest.mark.parametrize("work", ["numpy", "malloc"])
 def test_memory_that_grows_is_seen(work: str) -> None:
     """Also memory that is given back before the call returns, and that Python never saw."""
-    result = growth(work, work, few=1_000, many=20_000)
+    result = growth(work, few=1_000, many=20_000)
     assert result.verdict == "missed"
     assert 7.5 < result.ratio < 17, result  # numpy asks C, and both are counted
 

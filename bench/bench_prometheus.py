@@ -89,5 +89,5 @@ def test_scrape(flows: Any, labels: str, share: int, pair: Pair) -> None:
     pair("exporter", lambda _: render(ours), lambda _: render(theirs),
          name=f"exporter, a scrape of 10,000 series, {labels}" + (
              f", 1/{share} of them new each time" if share else ""),
-         against="prometheus_client's rendering", entries=entries, limit=1.2, rounds=60, warmup=3,
+         against="prometheus_client's rendering", entries=entries, limit=1.2, rounds=40, warmup=3,
          tries=2, before=before)

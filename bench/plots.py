@@ -35,6 +35,14 @@ def _plain(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def _short(number: float) -> str:
+    """A number as few characters: 4M, 16k."""
+    for unit, letter in ((1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{letter}"
+    return f"{number:g}"
+
+
 def _svg(figure: Any) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
@@ -78,7 +86,7 @@ def curves(infos: list[Info]) -> str:
     """Nanoseconds an entry over each thing that grows."""
     found = [each["curve"] for each in infos if "curve" in each]
     plt = _pyplot()
-    figure, axes = plt.subplots(2, -(-len(found) // 2), figsize=(13, 8), squeeze=False)
+    figure, axes = plt.subplots(2, -(-len(found) // 2), figsize=(15, 11), squeeze=False)
     for place in axes.flat[len(found):]:
         place.set_visible(False)
     for place, curve in zip(axes.flat, found, strict=False):
@@ -89,12 +97,14 @@ def curves(infos: list[Info]) -> str:
             place.fill_between(xs, least, medians, alpha=0.15, color=line[0].get_color())
         place.set_xscale("log")
         place.set_yscale("log")
-        _plain(place.xaxis)
         _plain(place.yaxis)
+        xs = sorted({point[0] for points in curve["series"].values() for point in points})
+        place.set_xticks(xs, [_short(x) for x in xs], rotation=45)
+        place.set_xticks([], minor=True)
         place.set_xlabel(curve["over"])
         place.set_ylabel("ns an entry")
-        place.legend(fontsize=7)
-        place.grid(alpha=0.3, which="both")
+        place.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.28))
+        place.grid(alpha=0.3)
     figure.tight_layout()
     return _svg(figure)
 
@@ -110,7 +120,7 @@ def latency(infos: list[Info]) -> str:
     axes.set_yscale("log")
     axes.set_xlabel("percentile")
     axes.set_ylabel("ns a call")
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return _svg(figure)
 

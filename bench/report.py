@@ -120,9 +120,8 @@ def headline(infos: Iterable[Info]) -> Table:
             ratio = each["ratio"]
             libraries[ratio["against"]] = None
             cells.setdefault(each["question"], {})[ratio["against"]] = (
-                "open" if ahead(ratio) == "too busy to say" else
                 f"{1 / ratio['ratio']:.{2 if ratio['ratio'] > 0.1 else 0}f}"
-                + (" (no verdict)" if ahead(ratio) == "no verdict" else ""))
+                + ("" if ahead(ratio) in ("fastmap", ratio["against"]) else " (no verdict)"))
     return (("fastmap is so many times as fast as", *libraries),
             [(question, *(row.get(each, "-") for each in libraries))
              for question, row in cells.items()])
@@ -188,7 +187,8 @@ def memory(each: Info) -> Table:
 def sections(infos: list[Info]) -> Iterable[tuple[str, str, Table]]:
     """Title, what to know, and table."""
     notes = {f"{each['peer']}: {each['note']}" for each in infos if each.get("note")}
-    yield "In short", "", headline(infos)
+    yield ("In short", "Below 1 the other is ahead; no verdict: the spread crosses 1, or too few "
+           "rounds were undisturbed.", headline(infos))
     yield ("Against every library", "One map of 100,000 entries, u64 to u64, all sides in turn. "
            "What each one returns is in the table. " + "; ".join(sorted(notes)) + ".", peers(infos))
     yield ("With targets", "`open`: the spread crosses the target.", targets(infos))
@@ -240,7 +240,9 @@ def main(*sources: Path) -> Path:
                   for each in measured["benchmarks"]}
     infos = list(found.values())
     questions = [each.get("question", "") for each in infos]
-    infos.sort(key=lambda each: questions.index(each.get("question", "")))  # what belongs together
+    # What belongs together, maps before their types.
+    infos.sort(key=lambda each: ("BTF" in each.get("question", ""),
+                                 questions.index(each.get("question", ""))))
     at = commit()
     folder = HERE / "results" / at.rstrip("+")
     folder.mkdir(parents=True, exist_ok=True)

@@ -71,3 +71,11 @@ def test_the_example_of_streams_follows_process_starts() -> None:
         finally:
             stop.cancel()
             example.kill()
+
+
+@pytest.mark.native("the emulated kernels have no bench/")
+def test_the_measured_tables_are_those_of_the_results_it_names() -> None:
+    from bench import readme
+
+    text = readme.README.read_text()
+    assert text == readme.rewritten(text, readme.named(text)), "python -m bench.readme writes it"
