@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
+from . import peers
 from .allocations import growth
 from .cases import SLACK, Size, scattered
 from .cside import HASH, CSide, touched
@@ -51,3 +53,9 @@ def test_the_gate_sees_what_became_dearer() -> None:
     assert seen(2.0, 20_000) == seen(1.0, 21_200) == (1, 0)
     assert seen(1.0, 18_000) == (0, 1)
     assert seen(1.0, 20_000, "not in the file") == (2, 0)
+
+
+def test_a_peer_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "PATIENCE", 0.2)
+    with pytest.raises(RuntimeError, match="said nothing"):
+        peers.Child([sys.executable, "-c", "import time; time.sleep(60)"])

@@ -267,10 +267,12 @@ def test_ring(benchmark: BenchmarkFixture, once: bool, kind: Kind | None) -> Non
             consume = stack.enter_context(consumer(ring))
             version, returns = "", "a C callback"
 
-            def theirs(number: int) -> int:
+            def consumed(number: int) -> int:
                 count, found = consume(number)
                 assert found == total
                 return count
+
+            theirs: Side = consumed
         else:
             assert kind.ring is not None
             peer = kind.ring(ring.fileno(), n)
@@ -278,7 +280,7 @@ def test_ring(benchmark: BenchmarkFixture, once: bool, kind: Kind | None) -> Non
             version, returns = peer.version, kind.returns["ring"]
             refill()
             assert peer.sums("ring", 0)[1] == total
-            theirs = peer.side("ring")  # type: ignore[assignment]
+            theirs = peer.side("ring")
 
         refill()
         assert theirs(0) == n

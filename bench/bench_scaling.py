@@ -63,8 +63,8 @@ def keys_of(point: Point) -> Array:
     if point.key == 4:
         low = np.arange(1, point.entries + 1, dtype="u4") * np.uint32(0x9E37_79B1)
         return np.random.default_rng(1).permutation(low)
-    keys: Array = np.zeros((point.entries, point.key // 8), "u8")
-    keys[:, 0] = scattered(point.entries)  # type: ignore[call-overload]
+    keys = np.zeros((point.entries, point.key // 8), np.uint64)
+    keys[:, 0] = scattered(point.entries)
     return keys.view(f"V{point.key}").reshape(-1) if point.key > 8 else keys.reshape(-1)
 
 

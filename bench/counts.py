@@ -50,11 +50,11 @@ def _so_far(calls: SystemCalls) -> dict[str, int]:
         batch.keys["syscall"][own], batch.values["calls"][own], strict=True)}
 
 
-def _taken(calls: SystemCalls, work: Work | None, times: int) -> dict[str, int]:
+def _taken(calls: SystemCalls, work: Work, times: int) -> dict[str, int]:
     """The system calls of `times` calls, and of looking twice."""
     before = _so_far(calls)
-    for _ in range(times if work else 0):
-        work()  # type: ignore[misc]
+    for _ in range(times):
+        work()
     after = _so_far(calls)
     return {name: count - before.get(name, 0) for name, count in after.items()}
 
@@ -66,7 +66,7 @@ def system_calls() -> Counts:
         for name, work in each.items():
             work()
             _so_far(calls)
-            idle, busy = _taken(calls, None, 0), _taken(calls, work, CALLS)
+            idle, busy = _taken(calls, work, 0), _taken(calls, work, CALLS)
             counted = {kind: (n - idle.get(kind, 0)) / CALLS for kind, n in busy.items()}
             found[name] = {kind: n for kind, n in sorted(counted.items()) if n}
     return found

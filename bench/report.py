@@ -224,7 +224,7 @@ def page(table: Table) -> str:
 
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em}
 table{border-collapse:collapse;margin:1em 0;font-size:13px}td,th{border:1px solid #ccc;
-padding:.25em .6em;text-align:left;vertical-align:top}th{background:#f4f4f4}svg{max-width:100%;
+padding:.25em .6em;text-align:left;vertical-align:top}th{background:#f4f4f4}img{max-width:100%;
 height:auto}.note{color:#444}"""
 
 
@@ -253,7 +253,7 @@ def main(*sources: Path) -> Path:
     for name, text in plots.drawn(infos).items():
         (folder / f"{name}.svg").write_text(text)
         plain.append(f"![{name}]({name}.svg)")
-        rich.append(text[text.index("<svg"):])
+        rich.append(f'<img src="{name}.svg" alt="{name}">')
     last = ""
     for heading, note, table in sections(infos):
         if not table[1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +26,8 @@ def works() -> Iterator[dict[str, Work]]:
     keys = scattered(ENTRIES)
     some, few = keys[:SOME], keys[:8]
     with ExitStack() as stack:
-        def made(kind: str, **sizes: object) -> fastmap.Map:
-            return stack.enter_context(fastmap.create(kind, **sizes))  # type: ignore[arg-type]
+        def made(kind: str, **sizes: Any) -> fastmap.Map:
+            return stack.enter_context(fastmap.create(kind, **sizes))
 
         plain = made("hash", key="u8", value="u8", max_entries=ENTRIES)
         plain.update_many(keys, keys)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support import examples
 from test_btf import INT32, UNSIGNED_CHAR, blob, dtypes, info
 
-from fastmap._core.records import record_starts
+from fastmap._core.btf_records import record_starts
 from fastmap.btf import Btf, Kind, Layout, encode
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")

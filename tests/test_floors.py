@@ -23,7 +23,7 @@ FLOORS = (
     ("_core.uapi _core.syscall _core.memory _core.convert _core.codec _core.rows _core.columns"
      " _core.map _core.batch _core.prefix _core.trie _core.queue _core.program _core.run"
      " _core.walk _core.mount _core.ring _core.user_ring _core.perf _core.keyhash _core.join"
-     " _core.jsonrows _core.records jsontext dtypes btf_special btf_build btf_read btf elf asm"
+     " _core.jsonrows _core.btf_records jsontext dtypes btf_special btf_build btf_read btf elf asm"
      " touching percpu loops walks buckets counting",),
     ("features accel", "mounts inventory", "syscalls decode arrow_files arrow"),
     ("maps.rules maps.batch maps.base maps.reader maps.variables maps.tables maps.arrays maps.trie"

@@ -7,6 +7,7 @@ import fcntl
 import gc
 import mmap
 import os
+import re
 import subprocess
 import threading
 from collections.abc import Callable
@@ -88,6 +89,23 @@ def test_the_ledger_counts_owners_and_bytes() -> None:
     del array
     mapping.close()
     assert memory.live() == (owners, size)
+
+
+def test_large_mappings_ask_for_huge_pages() -> None:
+    def advised(mapping: memory.Mapping) -> bool:
+        told = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) .*$(?:\n(?!VmFlags).*)*\nVmFlags:(.*)$",
+                          Path("/proc/self/smaps").read_text(), re.M)
+        (flags,) = (flags for start, end, flags in told  # neighbours alike are one
+                    if int(start, 16) <= mapping.address < int(end, 16))
+        return "hg" in flags.split()
+
+    with contextlib.ExitStack() as stack:
+        found = []
+        for size in (1 << 20, 8 << 20):
+            mapping = memory.Mapping(size)
+            stack.callback(mapping.close)
+            found.append(advised(mapping))
+    assert found == [False, True]
 
 
 def test_a_mapping_refuses_to_close_under_its_views() -> None:

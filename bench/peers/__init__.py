@@ -152,6 +152,7 @@ class Child:
         # Each answer is one line, and asked for: none is in the file's own buffer.
         if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
             self._process.kill()
+            self.close()
             raise RuntimeError(f"{self._process.args!r} said nothing for {PATIENCE} s")
         line = self._process.stdout.readline()
         if not line:

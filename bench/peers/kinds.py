@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..cases import CHUNKS, SLACK, best_chunk, in_turn
-from ..cside import FLAGS, Call, CSide, build, touched
+from ..cside import FLAGS, Array, Call, CSide, build, touched
 from . import HERE, Child, Ground, InProcess, Kind, Peer, fill
 
 #: Debian puts root's tools where an environment's PATH need not look.
@@ -74,8 +74,8 @@ def libbpf(ground: Ground) -> Peer:
     parts = [ground.part(i) for i in range(n // ground.block)]
     out, keys, values = (touched(size, "u8") for size in (ground.block, n + SLACK, n + SLACK))
 
-    def call(name: str, *arguments: object) -> Call:
-        return Call(getattr(library, name), arguments)  # type: ignore[arg-type]
+    def call(name: str, *arguments: int | Array) -> Call:
+        return Call(getattr(library, name), arguments)
 
     lookups = in_turn([call("lib_lookup", fd, p, out, len(p)) for p in parts])
     found = (np.zeros(0, "u8"), out.view("u8"))

@@ -334,20 +334,20 @@ class InKernel:
         tired = InKernel._tired and bool(self.layout.cpus)
         if self._touches and runner.scratch is not None and work != "increment":
             try:
-                code = None if tired else self._touching(make, core, work, runner)
-                if code is not None:
+                if not tired and (code := self._touching(make, core, work, runner)) is not None:
                     return load(core, code, name, sleepable)
             except BpfError:  # it takes CAP_PERFMON; the plain one below tells if it fails, too
                 pass
             self._touches = False
             self._alike.clear()
-        try:
-            return load(core, make(may_goto=False) if tired else make(), name, sleepable)
-        except BpfError as error:
-            if error.errno != errno.E2BIG or not self.layout.cpus or tired:
-                raise
+        if not tired:
+            try:
+                return load(core, make(), name, sleepable)
+            except BpfError as error:
+                if error.errno != errno.E2BIG or not self.layout.cpus:
+                    raise
             InKernel._tired = True
-            return load(core, make(may_goto=False), name, sleepable)
+        return load(core, make(may_goto=False), name, sleepable)
 
     def _touching(self, make: Callable[..., Code], core: MapCore, work: str,
                   runner: Runner) -> Code | None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from fastmap._core.records import record_starts
+from fastmap._core.btf_records import record_starts
 from fastmap.btf_build import HEADER, MAGIC, MAX_DEPTH, QUALIFIERS, DType, Kind
 
 # The kernel's limit of a name.

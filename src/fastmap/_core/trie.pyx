@@ -34,10 +34,11 @@ def _overhead():
     key[:] = [0, 0, 0, 0, 0]
     try:
         trial = syscall.map_create(MapType.LPM_TRIE, 5, 1, 1, MapFlag.NO_PREALLOC, b"fastmap_trial")
-        empty = int(syscall.fdinfo(trial)["memlock"])
+        if int(syscall.fdinfo(trial)["memlock"]):
+            return 0  # an older kernel: that is for all entries that it can hold
         if fm_elem(FM_MAP_UPDATE_ELEM, trial.get(), key, &value, 0) < 0:
             return 0
-        return max(0, int(syscall.fdinfo(trial)["memlock"]) - empty - 2) if empty == 0 else 0
+        return int(syscall.fdinfo(trial)["memlock"]) - 2
     except (OSError, KeyError):  # for want of a capability, or of /proc
         return 0
 
@@ -83,7 +84,7 @@ cdef class TrieReader(BatchReader):
     def fill(self, bint drain, bint whole):
         """Do what `BatchReader.fill` does, and see by the kernel's count whether all came."""
         cdef Py_ssize_t sizes = self.key_size - 4 + self.row_size
-        before = entries_of(self.map, sizes) if whole else None
+        before = entries_of(self.map, sizes) if whole and not drain else None
         BatchReader.fill(self, drain, whole)
         if whole and self.exact:
             after = entries_of(self.map, sizes)

@@ -1,4 +1,4 @@
-"""Stubs of `fastmap._core.records`."""
+"""Stubs of `fastmap._core.btf_records`."""
 
 from collections.abc import Sequence
 
