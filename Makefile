@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py $(wildcard src/fastmap/_core/*.pyx src/fastmap/_core/*.pxd src/fastmap/_core/*.h)
+SOURCES := pyproject.toml setup.py $(shell find src/fastmap/_core -name '*.p[yx][xd]' -o -name '*.h')
 
 # Where bpf(2) may not be used, or KERNEL is given (6.1, 6.12): in an emulated Linux.
 KERNEL ?=
@@ -12,18 +12,18 @@ GUEST = $(BIN)/python -m tests.guest
 # An emulated machine is some twenty times as slow.
 NATIVE = -m "not slow and not native"
 
-.PHONY: help demo test quick test-kernels quick-kernels matrix bench bench-once bench-peers bench-report bench-gate lint types readme docs wheel clean
+.PHONY: help demo test quick test-kernels quick-kernels matrix bench bench-once bench-peers bench-report bench-gate lint types tables docs wheel clean
 
 help:
 	@echo "make demo        build, and show this machine's system calls, live (root)"
 	@echo "make test        build, and run all tests on this kernel (root)"
 	@echo "make quick       the quick tests alone"
 	@echo "make test-kernels  the tests in emulated Linux 6.1 and 6.12; matrix: CPU topologies too"
-	@echo "make bench       the figures of README, against C and the other libraries, in one run"
+	@echo "make bench       the figures of docs/performance.md, against C and the other libraries, in one run"
 	@echo "make bench-peers installs those libraries; bench-report makes a page of what bench measured"
 	@echo "make bench-gate  system calls, memory and instructions of a call, against bench/gate.json; hot paths beside C"
 	@echo "make lint types  ruff, cython-lint, mypy, stubtest"
-	@echo "make readme      write README's table of map types anew, from the code"
+	@echo "make tables      write the table of map types in docs anew, from the code"
 	@echo "make docs        the guide, how-to pages and reference as HTML, in build/docs"
 	@echo "make wheel       a wheel and an sdist in dist/"
 	@echo "PYTHON=python3.13 chooses another Python (remove $(VENV) first)"
@@ -89,10 +89,10 @@ lint: $(VENV)/.built
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src  # it calls pycodestyle
 
 types: $(VENV)/.built
-	$(BIN)/python -m pytest -q tests/test_typing.py
+	$(BIN)/python -m pytest -q tests/repo/test_typing.py
 
-readme: $(VENV)/.built
-	$(BIN)/python tests/maptable.py
+tables: $(VENV)/.built
+	$(BIN)/python tests/helpers/maptable.py
 
 # Sphinx is not part of what the tests need: it is installed when it is first asked for.
 $(VENV)/.docs: $(VENV)/.built
@@ -107,4 +107,4 @@ wheel: $(VENV)/.built
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf $(VENV) build dist bench/build *.egg-info src/*.egg-info src/fastmap/_core/*.c src/fastmap/_core/*.so
+	rm -rf $(VENV) build dist bench/build *.egg-info src/*.egg-info $$(find src/fastmap/_core -name '*.c' -o -name '*.so')

@@ -41,17 +41,18 @@ if switched("FASTMAP_COVERAGE"):
     macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
 
 core = Path("src/fastmap/_core")
+include = Path("src/fastmap/include")
 extensions = [
     Extension(
-        f"fastmap._core.{source.stem}",
+        ".".join(source.relative_to("src").with_suffix("").parts),
         [str(source)],
-        include_dirs=[str(core), numpy.get_include()],
-        depends=[str(core / "uapi.h")],
+        include_dirs=[str(core), str(core / "system"), str(include), numpy.get_include()],
+        depends=[str(header) for header in (*core.rglob("*.h"), *include.glob("*.h"))],
         define_macros=macros,
         extra_compile_args=compile_args,
         extra_link_args=link_args,
     )
-    for source in sorted(core.glob("*.pyx"))
+    for source in sorted(core.rglob("*.pyx"))
 ]
 
 setup(

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases import SMALL, Size, read, read_sum
 from .cside import CSide, build
 from .harness import Result, quiet
+from .rows.cases import SMALL, Size, read, read_sum
 
 #: What one of each is worth in bytes, so that they add up to one figure.
 WORTH = {

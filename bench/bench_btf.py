@@ -25,11 +25,11 @@ import fastmap
 from fastmap.btf import Layout
 
 from .bench_peers import installed
-from .cases import in_turn
 from .cside import Call, build
 from .harness import Side, compare, quiet
 from .peers import MASK, Child, InProcess, Peer, clock
 from .peers.kinds import PATH, cilium_program, debian_version, no_bpftool, no_cilium, no_libbpf
+from .rows.cases import in_turn
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 #: A large struct and a small one.

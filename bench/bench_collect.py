@@ -22,9 +22,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import fastmap
 from fastmap.collect import Delta
 
-from .cases import SMALL, Size
 from .conftest import Figure, Pair
 from .cside import Array
+from .rows.cases import SMALL, Size
 
 KEY = np.dtype([("src", "u4"), ("dst", "u4"), ("ports", "u4"), ("proto", "u4")])
 VALUE = np.dtype([(name, "u8") for name in ("packets", "bytes", "errors", "drops")])

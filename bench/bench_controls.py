@@ -9,10 +9,10 @@ import pytest
 
 from . import peers
 from .allocations import growth
-from .cases import SLACK, Size, scattered
 from .cside import HASH, CSide, touched
 from .gate import differences
-from .threads import Bulk, progress
+from .rows.cases import SLACK, Size, scattered
+from .rows.threads import Bulk, progress
 
 
 @pytest.mark.parametrize("work", ["numpy", "malloc"])

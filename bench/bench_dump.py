@@ -21,9 +21,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastmap
 
-from .cases import scattered
 from .conftest import Keep
 from .harness import result_of
+from .rows.cases import scattered
 
 #: With --fast, which promises what bpftool does; and without, where every entry that stays in the
 #: map is there once. What the last one wrote is compared.

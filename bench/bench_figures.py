@@ -11,12 +11,12 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastmap
-from fastmap.maps.reader import count as walk
+from fastmap.maptypes.reader import count as walk
 
-from .cases import SMALL, Size, scattered
 from .conftest import Figure
 from .harness import quiet
-from .rings import filled
+from .rows.cases import SMALL, Size, scattered
+from .rows.rings import filled
 
 
 def microseconds(call: Callable[[], object], rounds: int) -> float:

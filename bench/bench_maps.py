@@ -12,15 +12,15 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from .allocations import STEADY, growth
-from .array_cases import ARRAYS
-from .cases import ROWS, SMALL, Case, Row, Size
 from .conftest import Figure, Keep
 from .cside import CSide
 from .harness import Result, Side, quiet
-from .kernel_cases import KERNEL_ROWS
-from .perf_rows import PERFS
-from .rings import RINGS, idle_cpu
-from .threads import Bulk, bulk_calls, element_rate, progress
+from .rows.array_cases import ARRAYS
+from .rows.cases import ROWS, SMALL, Case, Row, Size
+from .rows.kernel_cases import KERNEL_ROWS
+from .rows.perf_rows import PERFS
+from .rows.rings import RINGS, idle_cpu
+from .rows.threads import Bulk, bulk_calls, element_rate, progress
 
 BULK = ("lookup_many", "update_many", "reader.read", "drain")
 

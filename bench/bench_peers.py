@@ -19,13 +19,13 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastmap
 
-from .cases import SMALL, Size, scattered
 from .cside import CSide
 from .harness import Side, compare, quiet
 from .peers import OPS, TAKING, WHOLE, Ground, Kind, Peer, clock, expected, fill
 from .peers.kinds import KINDS
-from .perf_rows import PAGES, Producer, consuming, leasing
-from .rings import LIBBPF, consumer, filled, leased
+from .rows.cases import SMALL, Size, scattered
+from .rows.perf_rows import PAGES, Producer, consuming, leasing
+from .rows.rings import LIBBPF, consumer, filled, leased
 
 QUESTION = {
     "lookup": "one element: lookup",

@@ -19,10 +19,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastmap
 
-from .cases import SLACK, in_turn, scattered
 from .counts import Counts, allocations, instructions, no_callgrind, system_calls
 from .cside import Array, CSide, touched
 from .harness import CPUS, Side, quiet, taken
+from .rows.cases import SLACK, in_turn, scattered
 
 #: What one point may take, in seconds; a large map gets three rounds at least.
 BUDGET = 1.0

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmap.demo import SystemCalls
-from fastmap.syscalls import syscall_names
+from fastmap.cli.system_calls import SystemCalls
+from fastmap.text.syscall_names import syscall_names
 
 from .allocations import measure
 from .cside import build, possible_cpus
 from .harness import quiet
-from .works import Work, works
+from .rows.works import Work, works
 
 HERE = Path(__file__).parents[1]
 CALLS = 20

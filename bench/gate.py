@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .cases import Row, Size, drain, get_int, lookup_many, read, read_sum, set_int
 from .counts import Counts, allocations, counted_with, instructions, no_callgrind, system_calls
 from .cside import CSide
 from .harness import Result
-from .kernel_cases import KERNEL_ROWS
+from .rows.cases import Row, Size, drain, get_int, lookup_many, read, read_sum, set_int
+from .rows.kernel_cases import KERNEL_ROWS
 from .table import environment
 
 FILE = Path(__file__).with_name("gate.json")

@@ -12,9 +12,9 @@ import numpy as np
 
 import fastmap
 
-from .cases import SLACK, best_chunk, scattered
 from .cside import CSide, possible_cpus, touched
 from .harness import Side, quiet, taken
+from .rows.cases import SLACK, best_chunk, scattered
 
 ENTRIES = 2_000
 #: Seconds for all sides together.

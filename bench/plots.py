@@ -16,7 +16,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise SystemExit("bench.report draws with matplotlib: pip install 'fastmap[bench]'") \
+        raise SystemExit("bench.report draws with matplotlib: pip install 'fastmap-bpf[bench]'") \
             from None
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "fastmap"  # the same figures make the same file

@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 
 from .allocations import STEADY, growth
-from .array_cases import ARRAYS
-from .cases import ROWS, Size
 from .cside import CSide
 from .harness import Result, waited
-from .kernel_cases import KERNEL_ROWS
-from .perf_rows import PERFS
-from .rings import RINGS
+from .rows.array_cases import ARRAYS
+from .rows.cases import ROWS, Size
+from .rows.kernel_cases import KERNEL_ROWS
+from .rows.perf_rows import PERFS
+from .rows.rings import RINGS
+from .rows.threads import bulk_calls, element_rate, progress
 from .table import environment, markdown
-from .threads import bulk_calls, element_rate, progress
 
 
 def measured(words: list[str]) -> Iterator[Result]:

@@ -1,7 +1,7 @@
-"""`python -m bench.readme [FOLDER]`: README's measured tables, made from a report's figures.
+"""`python -m bench.readme [FOLDER]`: measured tables of README and docs, from a report's figures.
 
-FOLDER is one of ``bench/results/``; without it, the one that README names. Each table stands
-between ``<!-- measured: NAME -->`` and ``<!-- end -->``: what README claims is on the page.
+FOLDER is one of ``bench/results/``; without it, the one that the page of figures names. Each table
+stands between ``<!-- measured: NAME -->`` and ``<!-- end -->``: what is claimed is on the page.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .report import Info, figures, headline, markdown, targets
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs" / "performance.md"
 RESULTS = HERE / "results"
 
 #: Which tests' results a table has.
@@ -27,13 +28,13 @@ TABLES = {
 }
 
 
-def blocks(folder: Path) -> dict[str, str]:
+def blocks(folder: Path, page: Path) -> dict[str, str]:
     """Return each block's text: the tables, and where they were measured."""
     told = json.loads((folder / "figures.json").read_text())
     infos: list[Info] = told["figures"]
-    at = os.path.relpath(folder, README.parent)
-    made = {"where": f"Measured: {told['where']} [The whole page, with what each library returns]"
-                     f"({at}/report.md).",
+    at = os.path.relpath(folder, page.parent)
+    made = {"where": f"Measured: {told['where']} The whole page, with what each library returns: "
+                     f"`bench/results/{folder.name}/report.md`.",
             "headline": f"{markdown(headline(infos))}\n\n![as a picture]({at}/ratios.svg)",
             "figures": markdown(figures(infos))}
     for name, pattern in TABLES.items():
@@ -43,30 +44,31 @@ def blocks(folder: Path) -> dict[str, str]:
 
 
 def named(text: str) -> Path:
-    """Return the folder of results that a README names."""
-    found = re.search(r"\(bench/results/(\w+)/report\.md\)", text)
+    """Return the folder of results that the page of figures names."""
+    found = re.search(r"bench/results/(\w+)/report\.md", text)
     if found is None:
-        raise ValueError("README names no results: python -m bench.readme FOLDER")
+        raise ValueError("the page names no results: python -m bench.readme FOLDER")
     return RESULTS / found[1]
 
 
-def rewritten(text: str, folder: Path) -> str:
-    """Return a README with the tables of these results."""
-    made = blocks(folder)
+def rewritten(text: str, folder: Path, page: Path) -> str:
+    """Return the text of a page with the tables of these results that it has marks for."""
+    made = blocks(folder, page)
+    marks = re.findall(r"<!-- measured: (\w+) -->", text)
+    if page == PAGE and set(marks) != set(made):
+        raise ValueError(f"marks for {', '.join(sorted(set(marks) ^ set(made)))}")
 
     def fresh(mark: re.Match[str]) -> str:
-        return f"{mark[1]}\n{made.pop(mark[2])}\n{mark[3]}"
+        return f"{mark[1]}\n{made[mark[2]]}\n{mark[3]}"
 
-    text = re.sub(r"(<!-- measured: (\w+) -->).*?(<!-- end -->)", fresh, text, flags=re.DOTALL)
-    if made:
-        raise ValueError(f"README has no marks for {', '.join(made)}")
-    return text
+    return re.sub(r"(<!-- measured: (\w+) -->).*?(<!-- end -->)", fresh, text, flags=re.DOTALL)
 
 
 def main(*folders: str) -> None:
-    """Write README anew."""
-    text = README.read_text()
-    README.write_text(rewritten(text, Path(folders[0]).resolve() if folders else named(text)))
+    """Write both pages anew."""
+    folder = Path(folders[0]).resolve() if folders else named(PAGE.read_text())
+    for page in (PAGE, README):
+        page.write_text(rewritten(page.read_text(), folder, page))
 
 
 if __name__ == "__main__":

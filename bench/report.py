@@ -37,7 +37,7 @@ WHY: dict[str | None, str] = {
     "drain: the whole map, and the entries are gone": "the same LOOKUP_AND_DELETE_BATCH; as for "
     "the whole read, fastmap's arrays are fresh",
     "5,000 given keys updated at once": "the same work; what fastmap's call costs is checks of the "
-    "keys and values, and the in-kernel way's buffers",
+    "keys and values, and the in-kernel path's buffers",
     "whole read by the library's iterator": "its iterator makes no Python object for an entry",
     "ring buffer: 100,000 records of 32 bytes read and summed": "it sums in the loop that walks "
     "the ring, with the record in the cache; fastmap sums the strided array afterwards",

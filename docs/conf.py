@@ -19,7 +19,7 @@ html_title = f"fastmap {release}"
 html_copy_source = False
 
 myst_heading_anchors = 3  # a heading of another page is page.md#heading
-copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_text = r">>> |\.\.\. ?"
 copybutton_prompt_is_regexp = True
 default_role = "py:obj"  # `lookup` in a docstring is a link where there is such a name
 
@@ -35,7 +35,14 @@ _PLAIN = re.compile(r"(?<!`)`(\.?(?:data|id|path))`(?!`)")
 #: What is documented with a constructor: the other classes are made by functions and methods.
 _MADE = {"Token", "Program", "PerfBuffer", "PidFd", "Delta", "Writer", "MapCollector", "Assembler"}
 #: Members of Map that are the house's own.
-_INNER = {"per_cpu", "keys_are", "entries_are", "always", "described", "settle", "untold", "of"}
+_INNER = {
+    "apply_many", "apply_one", "default_via", "fresh", "in_kernel", "key_objects", "keys_are",
+    "most_entries", "of", "per_cpu", "pop_rows", "push_rows", "queue_route", "reads_by", "route",
+    "settle", "untold", "values_are", "whole_reads",
+    # What MapCore has for other modules.
+    "apply_rows", "holds", "lookup_elem", "lookup_elem_on", "lookup_rows", "may", "next_key",
+    "permits", "pop_entry", "resizes", "take_elem", "update_elem", "update_elem_on",
+}
 
 
 def docstring(app: Sphinx, what: str, name: str, at: Any, options: Any, lines: list[str]) -> None:

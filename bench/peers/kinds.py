@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cases import CHUNKS, SLACK, best_chunk, in_turn
 from ..cside import FLAGS, Array, Call, CSide, build, touched
+from ..rows.cases import CHUNKS, SLACK, best_chunk, in_turn
 from . import HERE, Child, Ground, InProcess, Kind, Peer, fill
 
 #: Debian puts root's tools where an environment's PATH need not look.

@@ -10,7 +10,7 @@ import signal
 
 import fastmap
 from fastmap.asm import FP, R0, R1, R2, R6, R7, R8, Assembler, Code, Helper
-from fastmap.demo import KEY, VALUE, counter
+from fastmap.cli.system_calls import KEY, VALUE, counter
 
 SLOTS = 32
 

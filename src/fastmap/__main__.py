@@ -2,6 +2,6 @@
 
 import sys
 
-from fastmap.cli import main
+from fastmap.cli.main import main
 
 sys.exit(main())

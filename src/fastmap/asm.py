@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from fastmap import btf
+from fastmap.btf.encoder import Builder
 from fastmap.enums import Helper
 
 __all__ = [
@@ -454,7 +454,7 @@ class Assembler:
     def _func_info(self) -> tuple[bytes, bytes]:
         if len(self._functions) == 1:
             return b"", b""
-        builder = btf.Builder()
+        builder = Builder()
         proto = builder.add_func_proto(builder.add_int("int", 4, encoding=builder.SIGNED))
         info = b""
         for name, start in self._functions.items():

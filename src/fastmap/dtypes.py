@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastmap._core.columns import COMPARISONS, OPS, Columns
-from fastmap._core.convert import slot_dtype
+from fastmap._core.rows.columns import COMPARISONS, OPS, Columns
+from fastmap._core.rows.convert import slot_dtype
 
 Reduce: TypeAlias = str | Mapping[str, str] | None
 Where: TypeAlias = tuple[str, str, Any] | None

@@ -208,6 +208,7 @@ class Helper(IntEnum):
     REDIRECT_MAP = 51
     SK_REDIRECT_MAP = 52
     SOCK_MAP_UPDATE = 53
+    PERF_EVENT_READ_VALUE = 55
     MSG_REDIRECT_MAP = 60
     GET_STACK = 67
     SOCK_HASH_UPDATE = 70
@@ -261,48 +262,6 @@ EXIST = UpdateFlag.EXIST
 NAME_BYTES = 15
 
 
-_BATCHES = (Command.MAP_LOOKUP_BATCH, Command.MAP_LOOKUP_AND_DELETE_BATCH,
-            Command.MAP_UPDATE_BATCH, Command.MAP_DELETE_BATCH)
-_HASHES = (MapType.HASH, MapType.PERCPU_HASH, MapType.LRU_HASH, MapType.LRU_PERCPU_HASH)
-_RINGS = (MapType.RINGBUF, MapType.USER_RINGBUF)
-_STORAGES = (MapType.SK_STORAGE, MapType.INODE_STORAGE, MapType.TASK_STORAGE,
-             MapType.CGRP_STORAGE)
-_BATCHED = (*_HASHES, MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.LPM_TRIE,
-            MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS, MapType.RHASH)
-_WHOLE = (*_HASHES, MapType.HASH_OF_MAPS, MapType.RHASH)  # which have all four
-
-# The map types that a command is not for, on any kernel; or only is for.
-_NEVER: dict[Command, tuple[MapType, ...]] = {
-    Command.MAP_LOOKUP_ELEM: (*_RINGS, MapType.ARENA, MapType.PERF_EVENT_ARRAY,
-                              MapType.CGROUP_ARRAY, MapType.XSKMAP),
-    Command.MAP_UPDATE_ELEM: (*_RINGS, MapType.ARENA, MapType.STACK_TRACE),
-    Command.MAP_DELETE_ELEM: (*_RINGS, MapType.ARENA, MapType.ARRAY, MapType.PERCPU_ARRAY,
-                              MapType.QUEUE, MapType.STACK, MapType.BLOOM_FILTER,
-                              MapType.CGROUP_STORAGE, MapType.PERCPU_CGROUP_STORAGE,
-                              MapType.INSN_ARRAY),
-    Command.MAP_GET_NEXT_KEY: (*_RINGS, *_STORAGES, MapType.ARENA, MapType.QUEUE, MapType.STACK,
-                               MapType.BLOOM_FILTER),
-}
-_ONLY: dict[Command, tuple[MapType, ...]] = {
-    Command.MAP_LOOKUP_AND_DELETE_ELEM: (*_HASHES, MapType.RHASH, MapType.QUEUE, MapType.STACK,
-                                         MapType.STACK_TRACE),
-    Command.MAP_LOOKUP_BATCH: _BATCHED,
-    Command.MAP_UPDATE_BATCH: _BATCHED,
-    Command.MAP_DELETE_BATCH: (*_WHOLE, MapType.LPM_TRIE),
-    Command.MAP_LOOKUP_AND_DELETE_BATCH: _WHOLE,
-}
-
-# Commands that came to a map type later than both did alone.
-_LATER: dict[tuple[Command, MapType], Version] = {
-    **{(Command.MAP_LOOKUP_AND_DELETE_ELEM, t): (5, 14) for t in _HASHES},
-    (Command.MAP_LOOKUP_AND_DELETE_ELEM, MapType.STACK_TRACE): (6, 18),
-    **{(c, t): (5, 13) for c in _BATCHES for t in (MapType.PERCPU_ARRAY, MapType.LPM_TRIE)},
-    **{(c, t): (5, 19) for c in _BATCHES for t in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)},
-    **{(Command.MAP_LOOKUP_ELEM, t): (4, 13)
-       for t in (MapType.PROG_ARRAY, MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)},
-    **{(Command.MAP_LOOKUP_ELEM, t): (5, 7) for t in (MapType.SOCKMAP, MapType.SOCKHASH)},
-}
-
 #: What programs and BTF may contain, and how the kernel treats them, by the names of `features`.
 PROGRAM_FEATURES: dict[str, Version] = {
     "BTF FLOAT": (5, 13),
@@ -314,24 +273,6 @@ PROGRAM_FEATURES: dict[str, Version] = {
 }
 #: Since when freezing is refused to a handle that may not write.
 FREEZE_BY_WRITERS: Version = (6, 5)
-
-
-def smallest_kernel(command: Command, map_type: MapType) -> Version | None:
-    """Return the first Linux with `command` on `map_type`, or None where none has it."""
-    if map_type in _NEVER.get(command, ()) or map_type not in _ONLY.get(command, MapType):
-        return None
-    return _LATER.get((command, map_type), max(command.since, map_type.since))
-
-
-_MAPPABLE: dict[MapType, Version] = {
-    MapType.ARRAY: MapFlag.MMAPABLE.since,
-    **{t: t.since for t in (*_RINGS, MapType.ARENA)},
-}
-
-
-def mappable(map_type: MapType) -> Version | None:
-    """Return the first Linux that maps the memory of a `map_type` into a process; None: none."""
-    return _MAPPABLE.get(map_type)
 
 
 def running_kernel() -> Version:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno as _errno
 import os
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from fastmap.enums import Command, MapType, running_kernel, smallest_kernel, version_text
+from fastmap.enums import Command, MapType, running_kernel, version_text
+from fastmap.kernel.map_facts import of_family, smallest_kernel, types_where
 
 #: The kernel's own ENOTSUPP: it reaches user space, but has no name in ``errno``.
 ENOTSUPP = 524
@@ -75,6 +76,50 @@ class ObjectNotFound(BpfError, FileNotFoundError):
     """No map or program stands under that path, id or name."""
 
 
+class Difference(NamedTuple):
+    """In what a map differs from the one that was asked for.
+
+    Attributes
+    ----------
+    field : str
+        Such as "type", "key_size", "max_entries", "value.bytes".
+    there, asked : str
+        What it is, and what was asked for; empty where one side does not have the field.
+    told : str
+        The difference as a sentence, where it is not "is there, not asked".
+    """
+
+    field: str
+    there: str
+    asked: str
+    told: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.told or f'is {self.there}, not {self.asked}'}"
+
+
+class MapMismatch(BpfError, ValueError):
+    """A pin, name or id holds another sort of map than the one asked for.
+
+    Attributes
+    ----------
+    differences : list of Difference
+    """
+
+    differences: list[Difference]
+
+    def __init__(self, message: str, differences: list[Difference]) -> None:
+        super().__init__(_errno.EINVAL, f"{message}: {'; '.join(map(str, differences))}")
+        self.differences = differences
+        self._message = message
+
+    def __str__(self) -> str:
+        return str(self.strerror)  # no errno: the kernel has not refused anything
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._message, self.differences)
+
+
 class BatchError(BpfError):
     """A call over many elements failed at one of them.
 
@@ -104,25 +149,18 @@ class BatchError(BpfError):
         return _batch_error_again, (one, self.args, self.__dict__)
 
 
-_HASHES = frozenset(
-    {MapType.HASH, MapType.PERCPU_HASH, MapType.LRU_HASH, MapType.LRU_PERCPU_HASH}
-)
-_ARRAYS = frozenset({MapType.ARRAY, MapType.PERCPU_ARRAY})
-_MAPS_OF_MAPS = frozenset({MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS})
-_DEVICES = frozenset({MapType.DEVMAP, MapType.DEVMAP_HASH})
-_CPUS = frozenset({MapType.CPUMAP})
-_SOCKETS = frozenset({MapType.SOCKMAP, MapType.SOCKHASH})
-_REUSEPORT = frozenset({MapType.REUSEPORT_SOCKARRAY})
-_XSKS = frozenset({MapType.XSKMAP})
-_PROGRAMS = frozenset({MapType.PROG_ARRAY})
+_ARRAYS = of_family("array")
+_MAPS_OF_MAPS = of_family("maps")
+_DEVICES = of_family("devices")
+_CPUS = of_family("cpus")
+_SOCKETS = of_family("sockets")
+_REUSEPORT = of_family("reuseport")
+_XSKS = of_family("xsks")
+_PROGRAMS = of_family("programs")
 #: Numbered slots that may be empty.
-_SLOTS = frozenset(
-    {MapType.ARRAY_OF_MAPS, MapType.PROG_ARRAY, MapType.PERF_EVENT_ARRAY, MapType.CGROUP_ARRAY,
-     MapType.DEVMAP, MapType.CPUMAP, MapType.XSKMAP, MapType.SOCKMAP, MapType.REUSEPORT_SOCKARRAY}
-)
-_WRITTEN_ONLY = frozenset({MapType.PERF_EVENT_ARRAY, MapType.CGROUP_ARRAY, MapType.XSKMAP})
-_STORAGES = frozenset({MapType.SK_STORAGE, MapType.INODE_STORAGE, MapType.TASK_STORAGE,
-                       MapType.CGRP_STORAGE})
+_SLOTS = types_where(lambda facts: facts.slots)
+_WRITTEN_ONLY = types_where(lambda facts: "u" in facts.commands and "l" not in facts.commands)
+_STORAGES = of_family("storage")
 _ALL_TYPES = frozenset(MapType)
 
 _LOOKUPS = frozenset(
@@ -186,9 +224,9 @@ _REFERENCES: tuple[_Row, ...] = (
     (ENOTSUPP, _UPDATES, _REUSEPORT, BpfError, "a socket of UDP or TCP, no other, may be in it"),
     (_errno.ENOTSOCK, _UPDATES, _SOCKETS | _REUSEPORT | _XSKS, BpfError,
      "the value is not a socket"),
-    (_errno.EBADF, _UPDATES, frozenset({MapType.CGROUP_ARRAY}), BpfError,
+    (_errno.EBADF, _UPDATES, of_family("cgroups"), BpfError,
      "the value is not a folder of cgroup2 (or this map is closed)"),
-    (_errno.EBADF, _UPDATES, frozenset({MapType.PERF_EVENT_ARRAY}), BpfError,
+    (_errno.EBADF, _UPDATES, of_family("events"), BpfError,
      "the value is not a perf event (or this map is closed)"),
 )
 
@@ -204,9 +242,12 @@ _OF_STORAGES: tuple[_Row, ...] = (
      "the descriptor is closed, or not of a cgroup's folder"),
     (_errno.EBADF, _ELEMENTS, _STORAGES, BpfError, "the descriptor is closed"),
     (_errno.ENOENT, _UPDATES,
-     frozenset({MapType.CGROUP_STORAGE, MapType.PERCPU_CGROUP_STORAGE}), KeyNotFound,
+     of_family("cgroup_storage"), KeyNotFound,
      "no program with this map is attached to that cgroup (by that attach type)"),
-    (_errno.EINVAL, _UPDATES, frozenset({MapType.STACK_TRACE}), NotSupported,
+    (_errno.EINVAL, _DELETES, of_family("cgroup_storage"), NotSupported,
+     "entries come with the attachment of a program and go with their cgroup: they cannot be "
+     "deleted"),
+    (_errno.EINVAL, _UPDATES, of_family("stacks"), NotSupported,
      "only programs write stacks"),
     (ENOTSUPP, frozenset({Command.MAP_FREEZE}), frozenset(MapType), NotSupported,
      "a map whose values hold a spin lock, a timer or the like, or STRUCT_OPS, cannot be frozen"),
@@ -215,7 +256,7 @@ _TABLE: tuple[_Row, ...] = (
     *_OF_STORAGES,
     (_errno.ENOENT, _UPDATES, _ALL_TYPES, KeyNotFound, "no such key, and the update said EXIST"),
     (_errno.ENOENT, _ELEMENTS, _ARRAYS, KeyNotFound, "the index is past the end of the array"),
-    (_errno.ENOENT, _LOOKUPS, frozenset({MapType.QUEUE, MapType.STACK}), KeyNotFound,
+    (_errno.ENOENT, _LOOKUPS, of_family("queue"), KeyNotFound,
      "it is empty"),
     (_errno.ENOENT, _ELEMENTS, _ALL_TYPES, KeyNotFound, "no such key"),
     (_errno.ENOENT, _BY_ID, _ALL_TYPES, ObjectNotFound, "no object has that id"),
@@ -232,7 +273,7 @@ _TABLE: tuple[_Row, ...] = (
     (_errno.E2BIG, _UPDATES | _DELETES, _ARRAYS | _SLOTS, KeyNotFound,
      "the index is past the end of the array"),
     (_errno.E2BIG, _UPDATES, _ALL_TYPES, MapFull, "map is full"),
-    (_errno.ENOSPC, _UPDATES, frozenset({MapType.LPM_TRIE}), MapFull, "map is full"),
+    (_errno.ENOSPC, _UPDATES, of_family("trie"), MapFull, "map is full"),
     *_REFERENCES,
     (_errno.E2BIG, frozenset({Command.MAP_CREATE}), _ALL_TYPES, BpfError,
      "the map is larger than this kernel allows (key, value, or max_entries)"),
@@ -281,7 +322,8 @@ def _unsupported(command: Command, map_type: MapType) -> str:
     if map_type and since and running_kernel() < since:
         return _SINCE.format(command=name, type=map_type.name, since=version_text(since),
                              release=os.uname().release)
-    return f"{name} is not there for {map_type.name}" if map_type else f"{name} is not there"
+    return (f"{map_type.name} maps do not support {name}" if map_type
+            else f"the kernel does not support {name}")
 
 
 def _strerror(number: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import pickle
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,9 +16,9 @@ from urllib.parse import urlsplit
 
 import numpy.typing as npt
 
-from fastmap.arrow_files import pyarrow
+from fastmap.arrow.writer import pyarrow
 from fastmap.dtypes import Reduce, Where
-from fastmap.objects import open as open_map
+from fastmap.maptypes.open import open as open_map
 
 #: What the workers can reduce rows of one group by.
 AGGREGATES = ("sum", "min", "max", "count")
@@ -45,6 +46,9 @@ class Failure:
     worker: str
     reason: str
     error: BaseException | None = None
+
+    def __str__(self) -> str:
+        return f"{self.host}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -171,12 +175,24 @@ def _grouping(
 
 
 def _imported() -> None:
-    pyarrow()
     try:
         import distributed  # noqa: F401
+        import pyarrow  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"a fleet needs distributed: pip install 'fastmap[fleet]' ({error})",
-                          name="distributed") from None
+        raise ImportError("a fleet needs distributed and pyarrow: pip install 'fastmap-bpf[fleet]' "
+                          f"({error})", name=error.name) from None
+
+
+def _answered(request: _Request) -> tuple[Any, bool] | Exception:
+    """Run `_read`; return what it raises, which dask would log with a traceback on every host."""
+    try:
+        return _read(request)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            return RuntimeError(f"{type(error).__name__}: {error}")
+        return error.with_traceback(None)
 
 
 def _read(request: _Request) -> tuple[Any, bool]:
@@ -212,7 +228,8 @@ def _hosts(known: Mapping[str, Any], wanted: list[str] | None) -> dict[str, str]
     hosts: dict[str, str] = {}
     found = set()
     for address in sorted(known):
-        name = str(known[address].get("name") or address)
+        name = known[address].get("name")
+        name = address if name is None or name == "" else str(name)  # dask's own count from 0
         host = name if name != address else urlsplit(address).hostname or address
         if wanted is not None:
             words = {host, address} & set(wanted)
@@ -232,7 +249,7 @@ async def _asked(client: Any, request: _Request, wanted: list[str] | None, host_
                  timeout: float) -> Snapshot:
     deadline = monotonic() + timeout
     hosts = _hosts(await _identity(client, timeout), wanted)
-    futures = {host: client.submit(_read, request, workers=[address], pure=False, retries=0,
+    futures = {host: client.submit(_answered, request, workers=[address], pure=False, retries=0,
                                    allow_other_workers=False, key=f"fastmap-{os.urandom(8).hex()}")
                for host, address in hosts.items()}
     answers = {asyncio.ensure_future(_answer(future)): host for host, future in futures.items()}
@@ -267,7 +284,9 @@ async def _asked(client: Any, request: _Request, wanted: list[str] | None, host_
         raised = None if task.cancelled() else task.exception()
         if task.cancelled() or raised is not None:
             late = f"no answer within {timeout:g} s"
-            reason = f"{type(raised).__name__}: {raised}" if raised else reasons.get(host, late)
+            reason = reasons.get(host, late)
+            if raised is not None:
+                reason = " ".join(f"{type(raised).__name__}: {raised}".split())
             failures[host] = Failure(host, hosts[host], reason, raised)
         else:
             got[host] = task.result()
@@ -275,7 +294,9 @@ async def _asked(client: Any, request: _Request, wanted: list[str] | None, host_
 
 
 async def _answer(future: Any) -> tuple[Any, bool]:
-    answer: tuple[Any, bool] = await future
+    answer: tuple[Any, bool] | Exception = await future
+    if isinstance(answer, Exception):
+        raise answer
     return answer
 
 

@@ -3,7 +3,7 @@
 import sys
 
 import fastmap
-from fastmap.features import missing_capabilities
+from fastmap.kernel.capabilities import missing_capabilities
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ from .common import REPOSITORY, HarnessError, building, output_of, say
 from .compiled import compile_packages, compile_tests, compiled_forms, first_bytes
 from .cpio import Archive
 
-PROJECT = "fastmap"
+PROJECT = "fastmap-bpf"
 PACKAGES = ("numpy", "pytest", "hypothesis", "pytest-benchmark")
 # Not needed by the harness: for tests that run them, and for `shell`. Absent ones are left out.
 TOOLS = ("bpftool", "cat", "dmesg", "env", "head", "id", "ip", "ls", "mount", "ps", "sh", "sleep")

@@ -1,0 +1,1 @@
+"""What is measured: the rows of the tables, each beside C."""

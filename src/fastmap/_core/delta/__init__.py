@@ -1,0 +1,1 @@
+"""Joining two reads of a map by key."""

@@ -1,0 +1,1 @@
+"""Live tables: the compiled side."""

@@ -1,0 +1,1 @@
+"""Element, batch and in-kernel loops over one map."""

@@ -1,0 +1,1 @@
+"""Keys and values as bytes: dtypes to codecs, rows and columns."""

@@ -1,0 +1,1 @@
+"""Live tables: counters by key that user space reads from memory."""

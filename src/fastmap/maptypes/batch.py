@@ -1,0 +1,125 @@
+"""`Batch`: what a read returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+
+from fastmap._core.rows.convert import copied, taken
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+class Batch:
+    """Entries that one read returned: an array of keys, an array of values.
+
+    Unpacks as ``keys, values = batch``. What takes Arrow takes it as it is (`to_arrow`):
+    ``pyarrow.table(batch)``, ``polars.DataFrame(batch)``, ``duckdb.sql("... FROM batch")``.
+
+    Attributes
+    ----------
+    keys : ndarray
+        Shape ``(n,)``, of the map's key dtype.
+    values : ndarray
+        Shape ``(n,)``; ``(n, cpus)`` for a per-CPU map that was not reduced.
+    complete : bool
+        Whether every entry that was in the map during the whole read is here, once. False for a
+        part of a map, or where the kernel cannot promise it.
+    started_ns, ended_ns : int
+        When the read began and ended, in nanoseconds of the monotonic clock.
+    """
+
+    __slots__ = ("complete", "ended_ns", "key_objects", "keys", "owned", "started_ns", "values")
+
+    def __init__(self, keys: Array, values: Array, *, complete: bool, started_ns: int,
+                 ended_ns: int, key_objects: Callable[[Array], list[Any]] | None = None,
+                 owned: bool = False) -> None:
+        self.keys = keys
+        self.values = values
+        self.key_objects = key_objects or elements
+        self.complete = complete
+        self.started_ns = started_ns
+        self.ended_ns = ended_ns
+        self.owned = owned  # no read overwrites the arrays
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[Array]:
+        yield self.keys
+        yield self.values
+
+    def copy(self) -> Batch:
+        """Return a batch that owns copies: it stays as it is when a reader reads on."""
+        return Batch(copied(self.keys), copied(self.values), complete=self.complete,
+                     started_ns=self.started_ns, ended_ns=self.ended_ns,
+                     key_objects=self.key_objects, owned=True)
+
+    def to_arrow(self, *, annotations: Mapping[str, Any] | None = None,
+                 copy: bool = False) -> Any:
+        """Return the entries as a `pyarrow.RecordBatch` (``pip install 'fastmap-bpf[arrow]'``).
+
+        Each field of key and value is a column: nested records are structs, the values of each CPU
+        and sub-arrays fixed-size lists, ``S16`` is text up to the first NUL, void binary; padding
+        and locks are left out. A key or value that is no record is the column "key" or "value".
+
+        Parameters
+        ----------
+        annotations : mapping, optional
+            What columns mean, ``{"key.saddr": "ipv4", "value": btf_layout("value", m)}``: see
+            `fastmap.arrow.record_batch`.
+        copy : bool
+            Whether to copy also what need not be.
+
+        Returns
+        -------
+        pyarrow.RecordBatch
+            Of a reader's batch, a copy. Of one that owns its arrays (`snapshot`, `drain`, `copy`)
+            columns that lie in one piece are not copied: they show what is written to them later.
+        """
+        from fastmap.arrow.convert import record_batch  # late: not part of `import fastmap`
+        return record_batch({"key": self.keys, "value": self.values}, annotations=annotations,
+                            copy=copy or not self.owned)
+
+    def __arrow_c_array__(self, requested_schema: Any = None) -> tuple[Any, Any]:
+        columns: tuple[Any, Any] = self.to_arrow().__arrow_c_array__(requested_schema)
+        return columns
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        from fastmap.arrow.convert import stream
+        return stream(self.to_arrow(), requested_schema)
+
+    def take(self, rows: npt.ArrayLike) -> Batch:
+        """Return a batch of the `rows` alone, an index array or a mask, with copies of its own."""
+        return Batch(taken(self.keys, rows), taken(self.values, rows),
+                     complete=self.complete, started_ns=self.started_ns, ended_ns=self.ended_ns,
+                     key_objects=self.key_objects, owned=True)
+
+    def items(self) -> Iterator[tuple[Any, Any]]:
+        """Iterate over ``(key, value)`` as Python objects."""
+        return zip(self.key_objects(self.keys), elements(self.values), strict=True)
+
+    def __repr__(self) -> str:
+        return (f"<fastmap.Batch of {len(self)}: {self.keys.dtype} to {self.values.dtype}"
+                f"{'' if self.complete else ', part of a map'}>")
+
+
+def elements(array: Array) -> list[Any]:
+    """Return the elements as `Map` hands out single ones: Python's own, or read-only records."""
+    if array.ndim == 1 and array.dtype.names is None and array.dtype.kind not in "mM":
+        return as_list(array)
+    owned = copied(array)
+    owned.flags.writeable = False
+    return list(owned)
+
+
+def as_list(array: Array) -> list[Any]:
+    """Return ``array.tolist()``; `ValueError` where text of UCS4 holds what is no character."""
+    try:
+        plain: list[Any] = array.tolist()
+    except SystemError as error:  # numpy hands Python any 32 bits as a character
+        raise ValueError(f"{array.dtype}: not every element is text ({error}); as u4 they are "
+                         "numbers") from None
+    return plain

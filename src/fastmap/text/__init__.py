@@ -1,0 +1,1 @@
+"""Columns of keys and values as text and JSON."""

@@ -1,0 +1,300 @@
+"""Keys and values: from Python objects to the kernel's bytes and back, and what is refused."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import raw
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import examples
+
+import fastmap
+from fastmap.errors import PermissionDenied
+
+Make = Callable[..., Any]
+
+INTEGERS = [order + kind + size for kind in "iu" for size in "1248" for order in "<>"]
+FLOW = [("src", "u4"), ("port", "u2"), ("proto", "u1")]
+NESTED = [("id", "u8"), ("flow", FLOW), ("name", "S4")]
+HOLES = np.dtype([("a", "u1"), ("b", "u4"), ("c", "u1")], align=True)
+
+
+def table(dtype: npt.DTypeLike) -> Any:
+    return fastmap.create("hash", key=dtype, value=dtype, max_entries=64)
+
+
+# ---- what goes in comes out --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@settings(max_examples=examples(30), deadline=None)
+@given(data=st.data())
+def test_integers(dtype: str, data: st.DataObject) -> None:
+    limits = np.iinfo(dtype)
+    low, high = int(limits.min), int(limits.max)
+    edges = st.sampled_from([low, low + 1, 0, high // 2 + 1, high - 1, high])
+    key, value = (data.draw(st.integers(low, high) | edges) for _ in range(2))
+    order = "big" if dtype[0] == ">" else "little"
+    size, signed = int(dtype[2]), dtype[1] == "i"
+    with table(dtype) as m, raw.as_bytes(m) as plain:
+        m[key] = value
+        encoded = [n.to_bytes(size, order, signed=signed) for n in (key, value)]
+        assert list(plain.items()) == [tuple(encoded)]
+        assert m[key] == value and type(m[key]) is int and list(m.items()) == [(key, value)]
+        assert m[np.array(key, dtype)] == m[np.int64(key) if low <= key < 2**63 else key] == value
+        for beyond in (low - 1, high + 1, -(2**70), 2**70):
+            with pytest.raises(OverflowError, match=str(low)):
+                m[beyond] = value
+            with pytest.raises(OverflowError):
+                m[key] = beyond
+        assert list(m.items()) == [(key, value)]
+
+
+@pytest.mark.parametrize("code", ("<f4", ">f4", "<f8", ">f8", "<f2"))
+@settings(max_examples=examples(30), deadline=None)
+@given(data=st.data())
+def test_floats(code: str, data: st.DataObject) -> None:
+    value = data.draw(st.floats(width=8 * int(code[2]), allow_nan=False))  # type: ignore[arg-type]
+    with fastmap.create("hash", key="u4", value=code, max_entries=4) as m:
+        m[1] = value
+        assert m[1] == value and type(m[1]) is float
+        packed = struct.pack(code[0] + {"2": "e", "4": "f", "8": "d"}[code[2]], value)
+        assert raw.peek(m, struct.pack("=I", 1), int(code[2])) == packed
+        m[2] = 3  # an integer is a float as well
+        assert m[2] == 3.0 and dict(m.items()) == {1: value, 2: 3.0}
+
+
+KINDS: list[tuple[Any, Any, Any]] = [
+    ("S4", b"ab", b"ab"), ("S4", b"abcd", b"abcd"), ("S4", b"", b""), ("S4", b"a\0b", b"a\0b"),
+    ("S4", np.bytes_(b"ab"), b"ab"), ("V2", np.bytes_(b"ab"), b"ab"),
+    ("S4", bytearray(b"ab"), b"ab"), ("S4", memoryview(b"a-b-")[::2], b"ab"),
+    ("V4", b"ab\0\0", b"ab\0\0"), ("V4", memoryview(b"abcd"), b"abcd"),
+    ("V4", np.void(b"abcd"), b"abcd"),
+    ("?", True, True), ("?", False, False), ("?", np.bool_(True), True), ("u4", True, 1),
+    ("U3", "né", "né"), ("c8", 1 + 2j, 1 + 2j),
+    ("M8[ns]", np.datetime64("2024-01-01", "ns"), np.datetime64("2024-01-01", "ns")),
+    (FLOW, (1, 2, 3), (1, 2, 3)), (FLOW, struct.pack("<IHB", 1, 2, 3), (1, 2, 3)),
+    (FLOW, np.array((1, 2, 3), FLOW), (1, 2, 3)), (FLOW, np.array((1, 2, 3), FLOW)[()], (1, 2, 3)),
+    (FLOW, np.array((1, 2, 3), [("src", ">i8"), ("port", "u1"), ("proto", "i4")])[()], (1, 2, 3)),
+    (NESTED, (9, (1, 2, 3), b"ab"), (9, (1, 2, 3), b"ab")),
+    ([("a", ">u4"), ("b", "<f8")], (258, 0.5), (258, 0.5)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "value", "expected"), KINDS)
+def test_kinds(dtype: Any, value: Any, expected: Any) -> None:
+    with table(dtype) as m:
+        m[value] = value
+        assert value in m and len(m) == 1
+        read = m[value]
+        for each in (read, *m.values(), *m.keys()):
+            if isinstance(expected, tuple):
+                assert isinstance(each, np.void) and each.item() == expected
+            else:
+                assert each == expected and type(each) is type(expected)
+        assert read in m and m.pop(next(iter(m))) == read
+
+
+def test_sub_arrays() -> None:
+    with table(("u8", (2,))) as m:
+        m[1, 2] = [3, 2**63]  # which numpy alone would make floats of
+        m[np.array([3, 4], ">i2")] = (5, 6)
+        m[struct.pack("=QQ", 7, 8)] = struct.pack("=QQ", 9, 10)
+        found = {tuple(k.tolist()): v.tolist() for k, v in m.items()}
+        assert found == {(1, 2): [3, 2**63], (3, 4): [5, 6], (7, 8): [9, 10]}
+        assert m[1, 2].dtype == "u8" and not m[1, 2].flags.writeable
+    with table([("prefix", "u4"), ("addr", "u1", (4,))]) as m:
+        m[8, [10, 0, 0, 0]] = 24, b"\x0a\0\0\0"
+        assert m[8, b"\x0a\0\0\0"].item()[0] == 24
+        assert m[8, (10, 0, 0, 0)]["addr"].tolist() == [10, 0, 0, 0]
+
+
+def test_sub_arrays_of_records(make: Make) -> None:
+    """Lists of tuples, which numpy itself would take for one more axis."""
+    m = make("hash", key="u4", value=[("spans", FLOW, (2, 2))], max_entries=4)
+    rows = [[(1, 2, 3), (4, 5, 6)], [(7, 8, 9), (10, 11, 12)]]
+    m[1] = (rows,)
+    assert m[1]["spans"].tolist() == rows
+    m[2] = (tuple(tuple(row) for row in rows),)
+    m[3] = (np.array(rows, FLOW),)
+    assert m[2] == m[1] == m[3]
+    for wrong, error in ((rows[:1], ValueError), ([rows[0], rows[1] * 2], ValueError),
+                         ([[(1, 2, 3), (1, 2)], rows[1]], ValueError),
+                         ([[(1, 2, 3), (1, 2, 300)], rows[1]], OverflowError),
+                         ([[(1, 2, 3), 5], rows[1]], TypeError), (5, TypeError)):
+        with pytest.raises(error):
+            m[4] = (wrong,)
+    assert 4 not in m
+
+
+@pytest.mark.parametrize("dtype", (FLOW, NESTED, HOLES), ids=str)
+def test_records_are_read_only_and_hash(make: Make, dtype: Any) -> None:
+    m = make("hash", key=dtype, value=dtype, max_entries=8)
+    zeros = bytes(np.dtype(dtype).itemsize)
+    keys = np.zeros(2, dtype)
+    keys[keys.dtype.names[0]] = 0, 7
+    m.update_many(keys, zeros)
+    counted: dict[Any, int] = {}
+    for _ in range(2):
+        for key in m:
+            counted[key] = counted.get(key, 0) + 1
+        for key, value in m.items():
+            counted[key] += 1
+            assert hash(value) == hash(m[key])
+    assert len(counted) == 2 and set(counted.values()) == {4}
+    for record in (m[keys[0]], next(iter(m)), next(iter(m.values())), m.popitem()[0]):
+        with pytest.raises(ValueError, match="read-only"):
+            record[0] = 1
+
+
+# ---- padding -----------------------------------------------------------------------------------
+
+DEEP = np.dtype([("head", "u1"), ("parts", HOLES, (2,)), ("tail", "u2")], align=True)
+
+
+def dirty(dtype: np.dtype[Any], fill: int) -> npt.NDArray[Any]:
+    """Return a 0-d record with the same field values each time, and `fill` in its padding."""
+    record = np.frombuffer(bytearray([fill]) * dtype.itemsize, dtype).reshape(())
+    set_ones(record)
+    return record
+
+
+def set_ones(array: npt.NDArray[Any]) -> None:
+    """Set field by field: numpy itself copies whole records with their padding."""
+    for name in array.dtype.names or ():
+        set_ones(array[name])
+    if not array.dtype.names:
+        array[...] = 1
+
+
+@pytest.mark.parametrize("dtype", (HOLES, DEEP), ids=("holes", "deep"))
+@pytest.mark.parametrize("kind", ("hash", "percpu_hash"))
+def test_padding_never_makes_a_key_miss(make: Make, dtype: np.dtype[Any], kind: str) -> None:
+    m = make(kind, key=dtype, value="u4", max_entries=64)
+    clean = dirty(dtype, 0)
+    fields = clean.item() if dtype is HOLES else None
+    for fill in (0x00, 0xFF, 0x5A):
+        key = dirty(dtype, fill)
+        assert fill == 0 or key.tobytes() != clean.tobytes()
+        forms = [key, key[()], key.tobytes(), bytearray(key.tobytes())]
+        for form in forms + ([fields] if fields else []):
+            m[form] = fill
+            assert len(m) == 1 and form in m and np.all(m[clean] == fill)
+            assert np.all(m.pop(form) == fill) and not m
+        many = np.frombuffer(key.tobytes() * 3, dtype)  # np.stack would not copy the padding
+        for rows in (many, many[::-1], [key[()]], [key.tobytes()]):
+            assert m.update_many(rows, fill) == len(rows) and len(m) == 1 and clean in m
+            assert m.lookup_many(rows)[1].all() and m.delete_many(rows) == 1
+
+
+def test_padding_of_values_is_zeroed_and_the_callers_array_left_alone(make: Make) -> None:
+    m = make("hash", key="u4", value=HOLES, max_entries=4)
+    kept = dirty(HOLES, 0xFF).tobytes() * 2
+    rows = np.frombuffer(bytearray(kept), HOLES)
+    m[0], m[1] = rows[0], rows[0].tobytes()
+    m.update_many(np.arange(2, 4, dtype="u4"), rows)
+    clean = dirty(HOLES, 0).tobytes()
+    assert [raw.peek(m, struct.pack("=I", k), 12) for k in range(4)] == [clean] * 4
+    assert rows.tobytes() == kept
+
+
+def test_keys_with_padding_a_program_left_dirty(make: Make) -> None:
+    m = make("hash", key=HOLES, value="u4", max_entries=4)
+    key = dirty(HOLES, 0xFF).tobytes()
+    raw.put(m, key, struct.pack("=I", 7))
+    assert dirty(HOLES, 0xFF) not in m
+    with raw.as_bytes(m) as plain:
+        assert plain[key] == struct.pack("=I", 7) and list(plain) == [key]
+
+
+# ---- what does not fit is refused before the kernel is asked -----------------------------------
+
+BAD: list[tuple[Any, Any, Any]] = [
+    ("u4", 1.0, TypeError), ("u4", np.float64(1), TypeError), ("u4", "1", TypeError),
+    ("u4", b"\1\0\0\0", TypeError), ("u4", None, TypeError), ("u4", [1], TypeError),
+    ("u4", (1,), TypeError), ("u4", np.array([1, 2, 3]), TypeError), ("u4", 1j, TypeError),
+    ("u4", -1, OverflowError), ("u4", 2**32, OverflowError), ("i1", 128, OverflowError),
+    (">u2", 65536, OverflowError), ("u8", np.int64(-1), OverflowError),
+    ("f8", "1", TypeError), ("f8", None, TypeError), ("f4", b"1234", TypeError),
+    ("f8", 1j, TypeError), (">f8", "1", TypeError), (">f8", None, TypeError),
+    ("?", 2, TypeError), ("?", None, TypeError), ("?", "x", TypeError),
+    ("S4", "abcd", TypeError), ("S4", b"abcde", ValueError), ("S4", 5, TypeError),
+    ("S4", None, TypeError), ("V4", b"abc", ValueError), ("V4", b"abcde", ValueError),
+    ("V4", "abcd", TypeError), ("V4", 5, TypeError), ("V4", np.void(b"abc"), ValueError),
+    (FLOW, (1, 2), ValueError), (FLOW, (1, 2, 3, 4), ValueError), (FLOW, [1, 2, 3], TypeError),
+    (FLOW, 5, TypeError), (FLOW, None, TypeError), (FLOW, b"1234567890", ValueError),
+    (FLOW, (1, 2.0, 3), TypeError), (FLOW, (1, 65536, 3), OverflowError),
+    (FLOW, (1, None, 3), TypeError), (FLOW, (1, "x", 3), TypeError), (FLOW, "1234567", TypeError),
+    (FLOW, np.array((1, 2), "u4,u2")[()], TypeError),
+    (FLOW, np.array((1, -2, 3), [("src", "i4"), ("port", "i4"), ("proto", "i4")]), OverflowError),
+    (NESTED, (9, (1, 2), b"ab"), ValueError), (NESTED, (9, (1, 2, 3), "ab"), TypeError),
+    (("u2", (2,)), [1], ValueError), (("u2", (2,)), [1, 2, 3], ValueError),
+    (("u2", (2,)), [[1, 2]], ValueError), (("u2", (2,)), [1.0, 2.0], TypeError),
+    (("u2", (2,)), [1, 65536], OverflowError), (("u2", (2,)), [1, 2**70], OverflowError),
+    (("u2", (2,)), [1, None], TypeError), (("u2", (2,)), ["1", "2"], TypeError),
+    (("u2", (2,)), b"12345", ValueError), (("u2", (2,)), 5, ValueError),
+    (("u2", (2,)), [], TypeError),
+]  # fmt: skip
+
+
+@contextmanager
+def deaf_handles(dtype: Any) -> Iterator[tuple[Any, Any]]:
+    """Open a read-only and a write-only handle of a map of `dtype` to `dtype`."""
+    with (
+        table(dtype) as m,
+        fastmap.open(id=m.id, key=dtype, value=dtype, readonly=True) as readonly,
+        fastmap.open(id=m.id, key=dtype, value=dtype, writeonly=True) as writeonly,
+    ):
+        yield readonly, writeonly
+
+
+@pytest.mark.parametrize(("dtype", "bad", "error"), BAD)
+def test_bad_input(dtype: Any, bad: Any, error: type[Exception]) -> None:
+    """On handles that may not: the kernel, had it been asked, would have said EPERM."""
+    with deaf_handles(dtype) as (readonly, writeonly):
+        good = readonly.key.unpack(b"\1" * readonly.key_dtype.itemsize)
+        with pytest.raises(PermissionDenied):
+            readonly[good] = good
+        for call in (
+            lambda: readonly.update(bad, good), lambda: readonly.update(good, bad),
+            lambda: readonly.delete(bad), lambda: readonly.lookup_and_delete(bad),
+            lambda: writeonly[bad], lambda: writeonly.get(bad), lambda: bad in writeonly,
+            lambda: readonly.update_many([bad], [good]), lambda: readonly.pop(bad, None),
+            lambda: readonly.update_many([good], [bad]), lambda: readonly.delete_many([bad]),
+            lambda: writeonly.lookup_many([bad]),
+        ):  # fmt: skip
+            with pytest.raises(error) as caught:
+                call()
+            assert not isinstance(caught.value, OSError)
+
+
+def test_messages_name_what_was_given(make: Make) -> None:
+    m = make("hash", key="u4", value=FLOW, max_entries=4)
+    for call, words in (
+        (lambda: m[1.5], "key is uint32, not float .1.5"), (lambda: m[-3], "-3 does not fit uint"),
+        (lambda: m.update(1, 5), "value is a record of src, port, proto, not int"),
+        (lambda: m.update(1, (1, 2)), "3 fields, not 2"), (lambda: m[77], "key 77"),
+        (lambda: m.update(1, (1, -2, 3)), "value.port -2"),
+    ):  # fmt: skip
+        with pytest.raises((TypeError, ValueError, OverflowError, KeyError), match=words):
+            call()
+
+
+def test_an_index_that_closes_the_map(make: Make) -> None:
+    """The descriptor is asked for when the key is bytes already."""
+    m = make("hash", key="u4", value="u4", max_entries=4)
+
+    class Sly:
+        def __index__(self) -> int:
+            m.close()
+            return 1
+
+    with pytest.raises(ValueError, match="closed"):
+        m[Sly()]
