@@ -71,10 +71,10 @@ def test_everything_is_on_the_page_and_in_readme(tmp_path: Path,
         assert told in page and told in text, told
     marks = "".join(f"<!-- measured: {name} -->\nold\n<!-- end -->\n"
                     for name in ("headline", "where", "figures", *readme.TABLES))
-    made = readme.rewritten(marks, folder)
-    assert "old" not in made and made == readme.rewritten(made, folder)
+    made = readme.rewritten(marks, folder, readme.PAGE)
+    assert "old" not in made and made == readme.rewritten(made, folder, readme.PAGE)
     for name, told in (("maps", "m[k]"), ("kernel", "len"), ("streams", "ring"), ("kit", "join")):
         block = made.partition(f"<!-- measured: {name} -->")[2].partition("<!-- end -->")[0]
         assert f"| {told} | C |" in block and block.count("\n") == 4, name
     with pytest.raises(ValueError, match="no marks for"):
-        readme.rewritten("# fastmap\n", folder)
+        readme.rewritten("# fastmap\n", folder, readme.PAGE)

@@ -55,8 +55,10 @@ def rewritten(text: str, folder: Path, page: Path) -> str:
     """Return the text of a page with the tables of these results that it has marks for."""
     made = blocks(folder, page)
     marks = re.findall(r"<!-- measured: (\w+) -->", text)
-    if page == PAGE and set(marks) != set(made):
-        raise ValueError(f"marks for {', '.join(sorted(set(marks) ^ set(made)))}")
+    if unknown := set(marks) - set(made):
+        raise ValueError(f"marks for {', '.join(sorted(unknown))}, which nothing measures")
+    if page == PAGE and (missing := set(made) - set(marks)):
+        raise ValueError(f"no marks for {', '.join(sorted(missing))}")
 
     def fresh(mark: re.Match[str]) -> str:
         return f"{mark[1]}\n{made[mark[2]]}\n{mark[3]}"
