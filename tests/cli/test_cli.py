@@ -458,3 +458,15 @@ def _umask() -> Iterator[None]:
     before = os.umask(0o022)
     yield
     assert os.umask(before) == 0o022
+
+
+def test_keys_with_padding_are_told(said: Said, make: Callable[..., Any]) -> None:
+    key = np.dtype([("a", "u1"), ("b", "u4")], align=True)
+    m = make("hash", key=key, value="u4", max_entries=8, name="cli_padded", btf=True)
+    m[1, 2] = 3
+    assert "padding" not in said("show", "cli_padded")[0]
+    assert "cli_padded" not in said("doctor", "--json", status=0)[0]
+    m[b"\x01\xaa\xaa\xaa\x02\0\0\0"] = 5
+    assert "not zero in 1 keys" in said("show", "cli_padded")[0]
+    assert json.loads(said("show", "cli_padded", "--json")[0])["padded_keys"] == 1
+    assert f"cli_padded({m.id})" in said("doctor")[0]

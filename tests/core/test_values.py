@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from support import examples
 
 import fastmap
+from fastmap._core.rows.convert import padding_of
 from fastmap.errors import PermissionDenied
 
 Make = Callable[..., Any]
@@ -177,41 +178,100 @@ def set_ones(array: npt.NDArray[Any]) -> None:
 @pytest.mark.parametrize("dtype", (HOLES, DEEP), ids=("holes", "deep"))
 @pytest.mark.parametrize("kind", ("hash", "percpu_hash"))
 def test_padding_never_makes_a_key_miss(make: Make, dtype: np.dtype[Any], kind: str) -> None:
+    """A record's padding is zeroed where the map has no such key: numpy leaves anything there."""
     m = make(kind, key=dtype, value="u4", max_entries=64)
     clean = dirty(dtype, 0)
     fields = clean.item() if dtype is HOLES else None
     for fill in (0x00, 0xFF, 0x5A):
         key = dirty(dtype, fill)
         assert fill == 0 or key.tobytes() != clean.tobytes()
-        forms = [key, key[()], key.tobytes(), bytearray(key.tobytes())]
-        for form in forms + ([fields] if fields else []):
+        for form in [key, key[()]] + ([fields] if fields else []):
             m[form] = fill
             assert len(m) == 1 and form in m and np.all(m[clean] == fill)
             assert np.all(m.pop(form) == fill) and not m
         many = np.frombuffer(key.tobytes() * 3, dtype)  # np.stack would not copy the padding
-        for rows in (many, many[::-1], [key[()]], [key.tobytes()]):
+        for rows in (many, many[::-1], [key[()]]):
             assert m.update_many(rows, fill) == len(rows) and len(m) == 1 and clean in m
             assert m.lookup_many(rows)[1].all() and m.delete_many(rows) == 1
+
+
+@pytest.mark.parametrize("dtype", (HOLES, DEEP), ids=("holes", "deep"))
+def test_bytes_are_meant_as_they_are(make: Make, dtype: np.dtype[Any]) -> None:
+    m = make("hash", key=dtype, value=dtype, max_entries=64)
+    clean, junk = (dirty(dtype, fill).tobytes() for fill in (0, 0xFF))
+    void = np.frombuffer(junk * 2, f"V{dtype.itemsize}")
+    for one, many in ((junk, [junk, junk]), (bytearray(junk), void), (void[0], list(void))):
+        m[one] = one
+        assert raw.peek(m, junk, dtype.itemsize) == junk and len(m) == 1
+        assert clean not in m and one in m and m.lookup_many(many)[1].all()
+        assert m.delete_many(many) == 1 and not m
+        assert m.update_many(many, many) == 2 and len(m) == 1 and m[one].tobytes() == junk
+        del m[one]
+        assert not m
 
 
 def test_padding_of_values_is_zeroed_and_the_callers_array_left_alone(make: Make) -> None:
     m = make("hash", key="u4", value=HOLES, max_entries=4)
     kept = dirty(HOLES, 0xFF).tobytes() * 2
     rows = np.frombuffer(bytearray(kept), HOLES)
-    m[0], m[1] = rows[0], rows[0].tobytes()
+    m[0], m[1] = rows[0], rows[0].copy()
     m.update_many(np.arange(2, 4, dtype="u4"), rows)
     clean = dirty(HOLES, 0).tobytes()
     assert [raw.peek(m, struct.pack("=I", k), 12) for k in range(4)] == [clean] * 4
     assert rows.tobytes() == kept
 
 
-def test_keys_with_padding_a_program_left_dirty(make: Make) -> None:
+@pytest.mark.parametrize("threads", (1, 2))
+@pytest.mark.parametrize("via", ("syscall", "auto"))
+@pytest.mark.parametrize("kind", ("hash", "lru_hash", "percpu_hash"))
+def test_keys_that_came_out_of_a_map_go_back_in(
+        make: Make, kind: str, via: str, threads: int) -> None:
+    """C programs leave what was on the stack in the padding: the map has such keys, and others."""
+    m = make(kind, key=HOLES, value="u4", max_entries=4096)
+    plain = np.zeros(1000, HOLES)
+    plain[plain.dtype.names[0]] = np.arange(1000) % 200
+    plain[plain.dtype.names[1]] = np.arange(1000)
+    junk = plain.view(f"V{HOLES.itemsize}").copy()
+    bits = junk.view(np.uint8).reshape(1000, -1)
+    for offset, length in padding_of(HOLES):
+        bits[1::2, offset:offset + length] = 0xA5
+    assert m.update_many(junk, 1) == 1000
+    options = {"via": via, "threads": threads}
+    batch = m.snapshot()
+    mask = np.arange(1000) % 3 == 0
+    assert len(batch.keys[mask]) == mask.sum()
+    for keys in (batch.keys, batch.keys[::2], batch.keys[mask], batch.keys[np.flatnonzero(mask)],
+                 batch.keys.copy(), batch.copy().keys, batch.take(mask).keys, list(batch.keys)):
+        assert m.lookup_many(keys, **options)[1].all()
+        assert m.update_many(keys, 7, **options) == len(keys)
+        assert len(m) == 1000  # none came a second time
+        assert np.all(m.lookup_many(keys, **options)[0] == 7)
+    found = m.lookup_many(plain, **options)[1]
+    assert found[::2].all() and not found[1::2].any()
+    assert m.delete_many(batch.keys[mask], **options) == mask.sum()
+    rest = m.snapshot()
+    assert len(rest) == 1000 - mask.sum()
+    for key in rest.keys[:20]:
+        assert key in m and key.tobytes() in m and m.next_key(key) != m.next_key()
+        m[key] = 9
+        assert np.all(m[key] == 9) and np.all(m.lookup_and_delete(key) == 9)
+    for key in list(m)[:20]:
+        del m[key]
+    left = len(rest) - 40
+    assert len(m) == left and m.delete_many(m.snapshot().keys, **options) == left and not m
+
+
+def test_a_key_is_taken_with_its_padding_only_where_the_map_has_it_so(make: Make) -> None:
     m = make("hash", key=HOLES, value="u4", max_entries=4)
-    key = dirty(HOLES, 0xFF).tobytes()
-    raw.put(m, key, struct.pack("=I", 7))
-    assert dirty(HOLES, 0xFF) not in m
+    key = dirty(HOLES, 0xFF)
+    raw.put(m, key.tobytes(), struct.pack("=I", 7))
+    m[key] = 8
+    assert len(m) == 1 and m[key] == m[key.tobytes()] == 8 and dirty(HOLES, 0) not in m
     with raw.as_bytes(m) as plain:
-        assert plain[key] == struct.pack("=I", 7) and list(plain) == [key]
+        assert plain[key.tobytes()] == struct.pack("=I", 8) and list(plain) == [key.tobytes()]
+    other = dirty(HOLES, 0x11)  # no entry: it stands for the one with zeros
+    m[other] = 3
+    assert len(m) == 2 and m[dirty(HOLES, 0)] == m[other] == 3 and m[key] == 8
 
 
 # ---- what does not fit is refused before the kernel is asked -----------------------------------

@@ -28,6 +28,8 @@ from fastmap.kernel.bpffs import pins
 from fastmap.kernel.inventory import MapInfo, ProgramInfo, maps, programs
 from fastmap.live.found import Parts, tables
 from fastmap.live.table import LiveTable
+from fastmap.maptypes.batch import padded
+from fastmap.maptypes.table import DictMap
 
 #: The type that a live table has in lists, of several maps.
 LIVE = "live_table"
@@ -175,6 +177,8 @@ def _show(given: argparse.Namespace) -> int:
         # A walk over every entry: what a table holds, nobody else tells.
         counted = hasattr(m, "reader") and hasattr(m, "__len__")
         row["entries"] = len(m) if counted else None  # type: ignore[arg-type]
+        row["padded_keys"] = sum(padded(batch) for batch in m.reader()) if (
+            isinstance(m, DictMap) and m.key.padding) else 0
     if given.json:
         as_json(row)
         return 0
@@ -193,6 +197,8 @@ def _show(given: argparse.Namespace) -> int:
              ("programs", ", ".join(f"{_user(user)} {user['type']}" for user in row["programs"])
               or "-"),
              ("pins", ", ".join(map(visible, row["pins"])) or "-")]
+    if row["padded_keys"]:
+        lines.append(("padding", f"not zero in {row['padded_keys']:,} keys: see docs/calls.md"))
     for name, text in lines:
         print(f"{name + ':':<12} {text}")
     if columns:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 
-from fastmap._core.rows.convert import copied, taken
+from fastmap._core.rows.convert import as_bytes, copied, padding_of, taken
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -104,6 +105,34 @@ class Batch:
     def __repr__(self) -> str:
         return (f"<fastmap.Batch of {len(self)}: {self.keys.dtype} to {self.values.dtype}"
                 f"{'' if self.complete else ', part of a map'}>")
+
+
+class Keys(np.ndarray[Any, Any]):
+    """Keys with padding, which counts: all bytes of them come along.
+
+    A mask or an index array of a plain structured array has anything in its padding, for numpy
+    copies the fields alone; and the kernel would not find the key.
+    """
+
+    def __getitem__(self, which: Any) -> Any:
+        if self.dtype.names is None or isinstance(which, (int, np.integer, slice)):
+            return super().__getitem__(which)
+        if isinstance(which, str) or (isinstance(which, list) and which
+                                      and isinstance(which[0], str)):
+            return super().__getitem__(which).view(np.ndarray)
+        return taken(self, which)
+
+    def copy(self, order: Any = "C") -> Any:
+        """Return a copy, all bytes of it."""
+        return super().copy(order) if self.dtype.names is None else copied(self)
+
+
+def padded(batch: Batch) -> int:
+    """Return how many keys of a batch have padding that is not zero: C programs leave it so."""
+    bits = as_bytes(batch.keys).view(np.uint8).reshape(len(batch), -1)
+    where = [slice(at, at + length) for at, length in padding_of(batch.keys.dtype)]
+    return int(np.count_nonzero(sum((bits[:, part].any(1) for part in where),
+                                    np.zeros(len(batch), np.bool_))))
 
 
 def elements(array: Array) -> list[Any]:

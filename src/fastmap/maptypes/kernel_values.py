@@ -94,10 +94,8 @@ class Referring(KeyedMap):
 
     def apply_one(self, many: Command, one: Command, key: Any, raw: Any, flags: int) -> None:
         """Apply a command to `one` key, by the loop over `many`: that one gives up the GIL."""
-        packed = np.frombuffer(self.key.pack(key), np.uint8)
         errnos = np.zeros(1, np.int32)
-        base, shape = self.key_dtype.subdtype or (self.key_dtype, ())
-        keys = rows_of(packed.view(base).reshape((1, *shape)), self.key)
+        keys = self.key_rows([key])
         values = None if raw is None else rows_of([raw], self.value)
         self.apply_rows(many, keys, values, flags, "return", errnos)
         if errnos[0]:
@@ -116,7 +114,7 @@ class Referring(KeyedMap):
             As for `Map.update_many`.
         """
         route = self.route(via)
-        rows = rows_of(keys, self.key)
+        rows = self.key_rows(keys)
         held: list[Fd] = []
         raws = self._raws(values, held)
         with Held(held):

@@ -33,6 +33,8 @@ class KeyedMap(Map, KeyedCore):
         ----------
         key : object
             A Python integer for an integer dtype; a record, tuple or bytes for a structured one.
+            Bytes are sent as they are; a record's padding is zeroed, unless the map has the key of
+            these very bytes.
         flags : UpdateFlag
             LOCK, for values with a spin lock.
 
@@ -150,7 +152,7 @@ class KeyedMap(Map, KeyedCore):
         -----
         Linux 5.6 (per-CPU arrays 5.13); one element a system call before. The GIL is released.
         """
-        rows = rows_of(keys, self.key)
+        rows = self.key_rows(keys)
         return self.apply_many(
             Command.MAP_UPDATE_BATCH, rows, rows_of(values, self.value, rows.count), flags, errors,
             ("raise", "return"), threads, self.route(via, "update", rows.count, flags))
@@ -183,7 +185,7 @@ class KeyedMap(Map, KeyedCore):
         -----
         Linux 5.6; one element a system call before. The GIL is released.
         """
-        rows = rows_of(keys, self.key)
+        rows = self.key_rows(keys)
         return self.apply_many(
             Command.MAP_DELETE_BATCH, rows, None, ANY, errors, ("ignore", "raise", "return"),
             threads, self.route(via, "delete", rows.count))
@@ -200,8 +202,8 @@ class KeyedMap(Map, KeyedCore):
 
         def part(start: int, stop: int) -> int:
             # A part of the arrays as they are: `rows_of` has converted them already.
-            some = Rows(keys.owner[start:stop], self.key)
-            data = None if values is None else Rows(values.owner[start:stop], self.value)
+            some = keys.part(start, stop)
+            data = None if values is None else values.part(start, stop)
             codes = None if errnos is None else errnos[start:stop]
             return route.apply_rows(command, some, data, flags, errors, codes)
 

@@ -12,7 +12,7 @@ from fastmap._core.rows.columns import Columns
 from fastmap._core.rows.convert import copied
 from fastmap._core.system.syscall import rescue
 from fastmap.dtypes import Reduce, Where, plan, slots
-from fastmap.maptypes.batch import Batch
+from fastmap.maptypes.batch import Batch, Keys
 from fastmap.maptypes.handle import Map
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ class Reader:
             return
         rows = core.capacity
         self._keys = slots(core.keys, self._key_dtype, self._key_dtype.itemsize, rows)
+        if self.source.key.padding:
+            self._keys = self._keys.view(Keys)
         if self._dtype.itemsize == 0:
             self._values = np.empty((rows,), self._dtype)
         elif self._wide:

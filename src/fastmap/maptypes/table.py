@@ -22,7 +22,7 @@ import numpy as np
 from fastmap._core.rows.codec import PerCpuCodec
 from fastmap._core.rows.columns import Columns
 from fastmap._core.rows.convert import taken
-from fastmap._core.rows.rows import Rows, rows_of
+from fastmap._core.rows.rows import rows_of
 from fastmap._core.system.syscall import possible_cpus, rescue
 from fastmap.dtypes import Reduce, Where, plan, slots, unpacked
 from fastmap.enums import ANY, NOEXIST, Command, MapType, UpdateFlag, running_kernel
@@ -91,7 +91,7 @@ class Table(KeyedMap):
         """
         if out is None and reduce is None and threads == 1 and not self.per_cpu:
             # What most calls are, kept short: those of few keys feel each step.
-            rows = rows_of(keys, self.key)
+            rows = self.key_rows(keys)
             route = self.route(via, "lookup", rows.count)
             values = np.empty(rows.count, self.value_dtype)
             found = np.empty(rows.count, np.bool_)
@@ -124,7 +124,7 @@ class Table(KeyedMap):
         -----
         Linux 5.17, CAP_BPF and CAP_PERFMON (see `prepare`): there is no such system call.
         """
-        rows = rows_of(keys, self.key)
+        rows = self.key_rows(keys)
         added = rows_of(deltas, self.value, rows.count)
         found = np.zeros(rows.count, np.bool_)
         route = self.in_kernel().route(self, "increment", "kernel", rows.count)
@@ -136,7 +136,7 @@ class Table(KeyedMap):
 
     def _look(self, command: Command, keys: Keys, out: Array | None, reduce: Reduce,
               threads: int, via: str | None, work: str) -> tuple[Array, Array]:
-        rows = rows_of(keys, self.key)
+        rows = self.key_rows(keys)
         route = self.route(via, work, rows.count)
         columns, values, raw = self._result(rows.count, out, reduce)
         found = np.zeros(rows.count, np.bool_)
@@ -145,7 +145,7 @@ class Table(KeyedMap):
                 route.lookup_rows(rows, raw, found, columns, command)
             else:
                 def part(start: int, stop: int) -> int:
-                    some = Rows(rows.owner[start:stop], self.key)
+                    some = rows.part(start, stop)
                     return route.lookup_rows(
                         some, raw[start:stop], found[start:stop], columns, command)
                 in_threads(part, rows.count, threads)

@@ -21,6 +21,8 @@ cdef class MapCore(Handle):
     cdef bint no_read_batch
 
     cdef uint64_t _checked(self, uint64_t flags) except? 0xffffffff
+    cdef Rows _settled(self, Rows rows, object doubtful)
+    cdef int _encode_key(self, object key, char *dst) except -1
     cdef object _take(self, int command, object key, Codec codec, uint64_t flags)
     cdef int _put(self, object key, object value, Codec codec, uint64_t flags) except -1
     cdef int _drop(self, object key) except -1

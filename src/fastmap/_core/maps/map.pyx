@@ -6,10 +6,12 @@ up once, and look for signals as they go.
 """
 
 from fastmap import errors
+from fastmap._core.rows.convert import copied
+from fastmap._core.rows.rows import keys_of
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINVAL, ENOENT, EOPNOTSUPP
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmap._core.rows.codec cimport Codec, PerCpuCodec, bytes_of, data_of
@@ -46,6 +48,50 @@ cdef class MapCore(Handle):
         self.kind = kind
         self.key = key
         self.value = value
+
+    # ---- keys ----------------------------------------------------------------------------------
+
+    def key_rows(self, keys):
+        """Return given keys as `Rows`, each as the map has it.
+
+        A record whose padding is not zero is the key of these very bytes where the map has that
+        one, and otherwise the key with zeros. Bytes and void are what they are.
+        """
+        cdef Rows rows
+        rows, doubtful = keys_of(keys, self.key)
+        return rows if doubtful is None else self._settled(rows, doubtful)
+
+    cdef Rows _settled(self, Rows rows, object doubtful):
+        owner = copied(rows.owner)
+        cdef Rows own = Rows(owner, self.key)
+        cdef char *to = data_of(owner)
+        cdef const int64_t *which = <const int64_t *>data_of(doubtful)
+        cdef Py_ssize_t i, count = len(doubtful)
+        cdef Block value = Block(self.value.size)
+        cdef int fd = self.fd.acquire()
+        cdef uint64_t last = 0
+        try:
+            with nogil:
+                for i in range(count):
+                    if i & 255 == 0:
+                        look_for_signals(&last)
+                    if fm_elem(FM_MAP_LOOKUP_ELEM, fd, to + which[i] * own.size, value.data,
+                               0) != 0:
+                        own.wipe(to + which[i] * own.size)
+        finally:
+            self.fd.release()
+        return Rows(owner, self.key, True)
+
+    cdef int _encode_key(self, object key, char *dst) except -1:
+        """Encode one key as the map has it: see `key_rows`."""
+        cdef Block value
+        if not self.key.padding:
+            return self.key.encode(key, dst)
+        if self.key.encode_key(key, dst):
+            value = Block(self.value.size)
+            if fm_elem(FM_MAP_LOOKUP_ELEM, self.fd.get(), dst, value.data, 0) != 0:
+                self.key.clear_padding(dst)
+        return 0
 
     # ---- one element ---------------------------------------------------------------------------
 
@@ -87,7 +133,7 @@ cdef class MapCore(Handle):
         if codec.size > STACK:
             value_block = Block(codec.size)
             v = value_block.data
-        self.key.encode(key, k)
+        self._encode_key(key, k)
         result = fm_elem(command, self.fd.get(), k if self.key.size else NULL, v,
                          flags | self.lock_flag)
         if result < 0:
@@ -107,7 +153,7 @@ cdef class MapCore(Handle):
         if codec.size > STACK:
             value_block = Block(codec.size)
             v = value_block.data
-        self.key.encode(key, k)
+        self._encode_key(key, k)
         codec.encode(value, v)
         result = fm_elem(FM_MAP_UPDATE_ELEM, self.fd.get(), k if self.key.size else NULL, v,
                          flags | self.lock_flag)
@@ -123,7 +169,7 @@ cdef class MapCore(Handle):
         if self.key.size > STACK:
             key_block = Block(self.key.size)
             k = key_block.data
-        self.key.encode(key, k)
+        self._encode_key(key, k)
         result = fm_elem(FM_MAP_DELETE_ELEM, self.fd.get(), k, NULL, 0)
         if result < 0:
             raise self._failed(result, FM_MAP_DELETE_ELEM, key)
@@ -134,7 +180,7 @@ cdef class MapCore(Handle):
         cdef Block keys = Block(self.key.size)
         cdef Block values = Block(self.value.size)
         cdef long result
-        self.key.encode(key, keys.data)
+        self._encode_key(key, keys.data)
         result = fm_elem(FM_MAP_LOOKUP_ELEM, self.fd.get(), keys.data if self.key.size else NULL,
                          values.data, 0)
         if result < 0 and result != -ENOENT:
@@ -148,7 +194,7 @@ cdef class MapCore(Handle):
         cdef char *found = keys.data + self.key.size
         cdef long result
         if key is not None:
-            self.key.encode(key, keys.data)
+            self._encode_key(key, keys.data)
             after = keys.data
         result = fm_elem(FM_MAP_GET_NEXT_KEY, self.fd.get(), after, found, 0)
         if result == -ENOENT:

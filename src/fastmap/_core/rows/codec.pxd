@@ -11,6 +11,8 @@ cdef class Codec:
     cdef readonly tuple shape
 
     cdef int encode(self, object given, char *dst) except -1
+    cdef int encode_key(self, object given, char *dst) except -1
+    cdef bint padding_is_set(self, const char *src)
     cdef object decode(self, const char *src)
     cdef int clear_padding(self, char *dst) except -1
     cdef object refuse(self, object given)

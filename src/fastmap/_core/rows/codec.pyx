@@ -73,8 +73,24 @@ cdef class Codec:
     cdef int encode(self, object given, char *dst) except -1:
         raise TypeError("a codec without a dtype")
 
+    cdef int encode_key(self, object given, char *dst) except -1:
+        """Encode a key; return 1 where it is a record whose padding, which is kept, is not zero.
+
+        Such a key stands for the entry of these very bytes, where there is one, otherwise for the
+        one with zeros: numpy's copies have anything there, and so have the keys of C programs.
+        """
+        return self.encode(given, dst)
+
     cdef object decode(self, const char *src):
         raise TypeError("a codec without a dtype")
+
+    cdef bint padding_is_set(self, const char *src):
+        cdef Py_ssize_t offset, length, i
+        for offset, length in self.padding:
+            for i in range(offset, offset + length):
+                if src[i]:
+                    return True
+        return False
 
     cdef int clear_padding(self, char *dst) except -1:
         cdef Py_ssize_t offset, length
@@ -251,11 +267,22 @@ cdef class RecordCodec(Codec):
             self.fields.append((codec_of(field, f"{what}.{name}"), offset))
 
     cdef int encode(self, object given, char *dst) except -1:
+        if self.fill(given, dst):
+            self.clear_padding(dst)
+        return 0
+
+    cdef int encode_key(self, object given, char *dst) except -1:
+        return self.fill(given, dst) and self.padding_is_set(dst)
+
+    cdef bint fill(self, object given, char *dst) except -1:
+        """Encode; tell whether the padding came from a record, not from bytes that are meant so."""
         cdef bytes raw
+        cdef bint record = False
         if isinstance(given, np.ndarray) and given.ndim == 0:
             given = given[()]
         if isinstance(given, np.void):
-            if given.dtype.names is None or given.dtype == self.dtype:
+            record = given.dtype.names is not None
+            if not record or given.dtype == self.dtype:
                 raw = given.tobytes()
             elif given.dtype.names == self.dtype.names:
                 return self.encode_tuple(tuple(given[name] for name in given.dtype.names), dst)
@@ -271,7 +298,7 @@ cdef class RecordCodec(Codec):
         if len(raw) != self.size:
             raise self.wrong_size(len(raw))
         memcpy(dst, <const char *>raw, self.size)
-        return self.clear_padding(dst)
+        return record
 
     cdef int encode_tuple(self, tuple given, char *dst) except -1:
         cdef Py_ssize_t i, offset
@@ -303,13 +330,24 @@ cdef class ArrayCodec(Codec):
     """A sub-array dtype, or a scalar that only numpy itself converts: bool, complex, time, str."""
 
     cdef int encode(self, object given, char *dst) except -1:
+        if self.fill(given, dst):
+            self.clear_padding(dst)
+        return 0
+
+    cdef int encode_key(self, object given, char *dst) except -1:
+        return self.fill(given, dst) and self.padding_is_set(dst)
+
+    cdef bint fill(self, object given, char *dst) except -1:
+        """Encode; tell whether the padding came from records, not from bytes that are meant so."""
         cdef bytes raw
         base, shape = self.dtype.subdtype or (self.dtype, ())
-        if shape and isinstance(given, (bytes, bytearray)):
-            raw = bytes(given)
+        raw = raw_bytes(given) if shape else None
+        if raw is not None:
             if len(raw) != self.size:
                 raise self.wrong_size(len(raw))
-        elif shape and base.names is not None and isinstance(given, (list, tuple)):
+            memcpy(dst, <const char *>raw, self.size)
+            return False
+        if shape and base.names is not None and isinstance(given, (list, tuple)):
             # Of records: numpy would take their tuples for one more axis.
             if len(given) != shape[0]:
                 raise ValueError(f"a {self.what} has {shape[0]} of these, not {len(given)}")
@@ -321,7 +359,7 @@ cdef class ArrayCodec(Codec):
                 raise ValueError(f"a {self.what} has the shape {shape}, not {array.shape}")
             raw = contiguous(array).tobytes()
         memcpy(dst, <const char *>raw, self.size)
-        return self.clear_padding(dst)
+        return True
 
     cdef object decode(self, const char *src):
         cdef bytes raw = PyBytes_FromStringAndSize(src, self.size)

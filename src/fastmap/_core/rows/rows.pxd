@@ -4,6 +4,7 @@
 cdef class Rows:
     # The array the rows are in: keeps `base` valid.
     cdef readonly object owner
+    cdef object codec
     cdef const char *base
     cdef readonly Py_ssize_t count
     cdef Py_ssize_t row_stride
@@ -19,4 +20,5 @@ cdef class Rows:
     cdef Py_ssize_t paddings
 
     cdef void put(self, Py_ssize_t index, char *dst) noexcept nogil
+    cdef void lie(self)
     cdef void wipe(self, char *dst) noexcept nogil

@@ -25,9 +25,11 @@ cdef class Rows:
         element; for a per-CPU codec ``(n, cpus)``, or with strides of 0 where one value serves
         many.
     codec : Codec
+    as_it_is : bool
+        Whether the padding stays what it is; otherwise it is zeroed on the way.
     """
 
-    def __init__(self, array, Codec codec):
+    def __init__(self, array, Codec codec, bint as_it_is=False):
         cdef Codec one = codec
         cdef Py_ssize_t inner, offset, length, i
         cdef Block pads
@@ -46,6 +48,7 @@ cdef class Rows:
                 break
             inner *= extent
         self.owner = array
+        self.codec = codec
         self.base = data_of(array)
         self.count = array.shape[0]
         self.row_stride = array.strides[0]
@@ -57,7 +60,7 @@ cdef class Rows:
             self.cpu_stride = array.strides[1]
             if self.cpus != (<PerCpuCodec>codec).cpus:
                 raise ValueError(f"{self.cpus} CPUs where there are {(<PerCpuCodec>codec).cpus}")
-        self.paddings = len(one.padding)
+        self.paddings = 0 if as_it_is else len(one.padding)
         if self.paddings:
             pads = Block(self.paddings * 2 * sizeof(Py_ssize_t))
             self.padding_owner = pads
@@ -65,10 +68,17 @@ cdef class Rows:
             for i, (offset, length) in enumerate(one.padding):
                 self.padding[2 * i] = offset
                 self.padding[2 * i + 1] = length
-        # In place: each row can be handed to the kernel where it lies; packed: all at once.
+        self.lie()
+
+    cdef void lie(self):
+        """Tell whether each row can be handed to the kernel where it lies, and all at once."""
         self.in_place = not self.paddings and (
-            not per_cpu or (self.cpu_stride == self.item == self.size // self.cpus))
+            not self.cpus or (self.cpu_stride == self.item == self.size // self.cpus))
         self.packed = self.in_place and self.row_stride == self.size
+
+    def part(self, Py_ssize_t start, Py_ssize_t stop):
+        """Return rows [start, stop) as rows of their own."""
+        return Rows(self.owner[start:stop], self.codec, not self.paddings)
 
     cdef void put(self, Py_ssize_t index, char *dst) noexcept nogil:
         """Write row `index` to `dst` as the kernel wants it: `size` bytes."""
@@ -91,7 +101,7 @@ cdef class Rows:
             memset(dst + self.padding[2 * i], 0, self.padding[2 * i + 1])
 
 
-cdef bint as_it_is(cnp.ndarray given, Codec codec, Py_ssize_t count):
+cdef bint fits(cnp.ndarray given, Codec codec, Py_ssize_t count):
     """Tell whether an array is one row an element already: the way of most calls, kept short."""
     return (cnp.PyArray_NDIM(given) == 1 and codec.size != 0
             and <object>cnp.PyArray_DESCR(given) is codec.dtype and not codec.padding
@@ -102,6 +112,7 @@ cdef Rows plain(object array, Codec codec):
     """Return rows that lie in `array` as they are."""
     cdef Rows rows = Rows.__new__(Rows)
     rows.owner = array
+    rows.codec = codec
     rows.base = data_of(array)
     rows.count = cnp.PyArray_DIM(<cnp.ndarray>array, 0)
     rows.row_stride = cnp.PyArray_STRIDE(<cnp.ndarray>array, 0)
@@ -123,25 +134,72 @@ def rows_of(given, Codec codec, Py_ssize_t count=-1):
     count : int
         How many rows there must be; -1 where `given` decides.
     """
-    cdef bint per_cpu
+    return _rows_of(given, codec, count, None)
+
+
+def keys_of(given, Codec codec):
+    """Return given keys as `Rows`, and which of them are records whose padding is not zero.
+
+    Returns
+    -------
+    rows : Rows
+        All bytes as they are.
+    doubtful : ndarray of int64 or None
+        Which rows stand for the entry of their bytes, where there is one, and otherwise for that
+        with zeros in the padding. Rows that were given as bytes or void are meant as they are.
+    """
+    cdef list found
+    cdef Rows rows
+    if not codec.padding:
+        return _rows_of(given, codec, -1, None), None
+    found = []
+    rows = _rows_of(given, codec, -1, found)
+    doubtful = np.array(found, np.int64) if found else None
+    if rows.paddings:
+        doubtful = _where_set(rows)
+        rows.paddings = 0
+        rows.lie()
+    return rows, doubtful
+
+
+cdef object _where_set(Rows rows):
+    """Return which rows have padding that is not zero; None where none has."""
+    cdef Py_ssize_t i, pad, at, hits = 0
+    cdef const char *row
+    set_ = np.zeros(rows.count, np.bool_)
+    cdef char *flags = data_of(set_)
+    with nogil:
+        for i in range(rows.count):
+            row = rows.base + i * rows.row_stride
+            for pad in range(rows.paddings):
+                for at in range(rows.padding[2 * pad], rows.padding[2 * pad] +
+                                rows.padding[2 * pad + 1]):
+                    flags[i] |= row[at] != 0
+            hits += flags[i]
+    return np.flatnonzero(set_) if hits else None
+
+
+cdef Rows _rows_of(object given, Codec codec, Py_ssize_t count, list doubtful):
+    cdef bint per_cpu, as_it_is = True
     cdef Codec one
     if type(given) is np.ndarray and type(codec) is not PerCpuCodec and (
-            as_it_is(<cnp.ndarray>given, codec, count)):
+            fits(<cnp.ndarray>given, codec, count)):
         return plain(given, codec)
     per_cpu = isinstance(codec, PerCpuCodec)
     one = (<PerCpuCodec>codec).one if per_cpu else codec
     base, shape = one.base, one.shape
     if isinstance(given, np.ndarray) and given.ndim > len(shape):
-        array = convert(given, base, one.what)
+        as_it_is = _is_void(given.dtype, one)
+        array = given.view(base) if as_it_is else convert(given, base, one.what)
     elif count >= 0 and not isinstance(given, (list, range)) and not (
             isinstance(given, tuple) and one.dtype.names is None and not shape):
         # One value for all rows (and CPUs): a stride of 0 stands for the copies.
         raw = np.frombuffer(one.pack(given), np.uint8)
         array = raw.view(base).reshape(shape)
         lead = [count, (<PerCpuCodec>codec).cpus] if per_cpu else [count]
-        return Rows(np.broadcast_to(array, (*lead, *shape)), codec)
+        return Rows(np.broadcast_to(array, (*lead, *shape)), codec, True)
     else:
-        array = _from_sequence(given, codec, one, base, shape)
+        array = _from_sequence(given, codec, one, base, shape, doubtful)
     if per_cpu:
         array = _spread(array, <PerCpuCodec>codec, shape)
     elif array.ndim != 1 + len(shape):
@@ -151,7 +209,13 @@ def rows_of(given, Codec codec, Py_ssize_t count=-1):
         raise ValueError(f"a {one.what} has the shape {shape}; given was {array.shape}")
     if count >= 0 and array.shape[0] != count:
         raise ValueError(f"{count} keys, but {array.shape[0]} {one.what}s")
-    return Rows(array, codec)
+    return Rows(array, codec, as_it_is)
+
+
+cdef bint _is_void(object dtype, Codec one):
+    """Tell whether elements are the bytes of a record, as void: these are meant as they are."""
+    return (dtype.kind == "V" and dtype.names is None and dtype.itemsize == one.size
+            and one.dtype.names is not None and not one.shape)
 
 
 cdef object _spread(object array, PerCpuCodec codec, tuple shape):
@@ -174,7 +238,8 @@ cdef object _stacked(list rows, tuple shape, object base):
     return out
 
 
-cdef object _from_sequence(object given, Codec codec, Codec one, object base, tuple shape):
+cdef object _from_sequence(object given, Codec codec, Codec one, object base, tuple shape,
+                           list doubtful):
     # One by one, so that the same rules and messages hold as for single elements.
     cdef Py_ssize_t i
     cdef char *dst
@@ -183,7 +248,7 @@ cdef object _from_sequence(object given, Codec codec, Codec one, object base, tu
         raise TypeError(f"{one.what}s are an array or a sequence of {describe(one.dtype)}, "
                         f"not {type(given).__name__}")
     if codec is not one:
-        cpus = [_from_sequence(row, one, one, base, shape) for row in given]
+        cpus = [_from_sequence(row, one, one, base, shape, None) for row in given]
         if len({len(row) for row in cpus}) > 1:
             raise ValueError(f"per-CPU {one.what}s of different lengths")
         if not cpus:
@@ -193,5 +258,8 @@ cdef object _from_sequence(object given, Codec codec, Codec one, object base, tu
     out = np.zeros((len(given),) + shape, base)
     dst = data_of(out)
     for i in range(len(given)):
-        one.encode(given[i], dst + i * one.size)
+        if doubtful is None:
+            one.encode(given[i], dst + i * one.size)
+        elif one.encode_key(given[i], dst + i * one.size):
+            doubtful.append(i)
     return out

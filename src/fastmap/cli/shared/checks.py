@@ -6,8 +6,10 @@ import errno
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,11 @@ from fastmap.enums import MapType, running_kernel, version_text
 from fastmap.errors import BpfError
 from fastmap.kernel.bpffs import mounted
 from fastmap.kernel.capabilities import CAPABILITIES
+from fastmap.kernel.inventory import maps as inventory
+from fastmap.maptypes.batch import padded
+from fastmap.maptypes.open import open as open_map
+from fastmap.maptypes.table import CLASSES as DICTS
+from fastmap.maptypes.table import DictMap
 from fastmap.probes import features
 
 #: CAP_SYS_RESOURCE lifts RLIMIT_MEMLOCK, of which maps take before Linux 5.11.
@@ -99,6 +106,7 @@ def findings(machine: Machine | None = None) -> Iterator[Finding]:
     yield memlock(machine)
     yield lockdown(machine)
     yield types(machine)
+    yield keys()
     yield from ways()
     yield from extras()
 
@@ -224,6 +232,26 @@ def types(machine: Machine) -> Finding:
         return Finding("BTF of the kernel", "ok", "/sys/kernel/btf/vmlinux")
     return Finding("BTF of the kernel", "missing", "not there (CONFIG_DEBUG_INFO_BTF): no structs "
                    "of the kernel by name, no in-kernel walk of large hashes")
+
+
+def keys() -> Finding:
+    """Whether some map has keys whose padding is not zero, in its first chunk."""
+    what, found = "padding of keys", []
+    try:
+        for info in inventory():
+            if not info.btf_id or info.type not in DICTS:
+                continue
+            with suppress(BpfError, ValueError), open_map(id=info.id, readonly=True) as m:
+                if isinstance(m, DictMap) and m.key.padding and any(
+                        padded(batch) for batch in islice(m.reader(), 1)):
+                    found.append(f"{info.name}({info.id})")
+    except BpfError:
+        return Finding(what, "note", "the maps of this machine may not be looked through")
+    if found:
+        return Finding(what, "note", f"not zero in {', '.join(found)}: such a key is found by its "
+                       "exact bytes alone, and one key may be there twice",
+                       "in the program: __builtin_memset(&key, 0, sizeof(key))")
+    return Finding(what, "ok", "zero, as far as types are known")
 
 
 def ways() -> Iterator[Finding]:
