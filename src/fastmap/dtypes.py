@@ -236,7 +236,12 @@ def _condition(
     out = _widened(dtype, op)
     count = 1
     if kind is not None and out.kind in "iub":
-        bound = operator.index(bound)
+        if isinstance(bound, float) and bound.is_integer():
+            bound = int(bound)
+        try:
+            bound = operator.index(bound)
+        except TypeError:
+            raise TypeError(f"where {path}: an integer ({out}), not {bound!r}") from None
         limits = np.iinfo("u1" if out.kind == "b" else out)
         if not limits.min <= bound <= limits.max:
             compare, bound = _BEYOND[compare][bound < limits.min], 0
@@ -250,7 +255,12 @@ def _condition(
                 bound = float(np.float32(bound))
     elif dtype.kind in "SV":
         kind, count = "bytes", dtype.itemsize
-        bound = bytes(memoryview(bound))  # nothing but bytes: bytes(5) would be five of them
+        try:
+            bound = bytes(memoryview(bound))  # nothing but bytes: bytes(5) would be five of them
+        except TypeError:
+            hint = "; of a map without types, key= and value= of open tell them" * (
+                dtype.kind == "V")
+            raise TypeError(f"where {path}: bytes ({dtype}), not {bound!r}{hint}") from None
         if len(bound) > count or (dtype.kind == "V" and len(bound) != count):
             raise ValueError(f"where {path}: {count} bytes, not {len(bound)}")
         bound = bound.ljust(count, b"\0")

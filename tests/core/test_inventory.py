@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,12 @@ def test_without_capabilities_the_message_names_the_missing_one(make: Make) -> N
                     call()
 
         in_child(task)
+
+
+def test_a_name_that_the_kernel_cuts_is_told(make: Make) -> None:
+    m = make("hash", **U4, name="read_latency_co", btf=False)
+    with pytest.warns(UserWarning, match=f"opened map {m.id}, 'read_latency_co'"):
+        fastmap.open(name="read_latency_count_total").close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastmap.open(name="read_latency_co").close()

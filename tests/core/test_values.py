@@ -358,3 +358,34 @@ def test_an_index_that_closes_the_map(make: Make) -> None:
 
     with pytest.raises(ValueError, match="closed"):
         m[Sly()]
+
+
+# ---- dicts, and members that lie over each other -------------------------------------------------
+
+EITHER = np.dtype({"names": ["v4", "v6", "port"], "formats": ["u4", ("u1", (16,)), "u2"],
+                   "offsets": [0, 0, 16], "itemsize": 20})
+UNION_FLOW = np.dtype([("addr", EITHER), ("proto", "u1")])
+
+
+def test_a_tuple_for_a_union_is_refused_and_a_dict_tells(make: Make) -> None:
+    m = make("hash", key=UNION_FLOW, value=[("n", "u8"), ("x", "u4")], max_entries=8)
+    for both in (((1, (0,) * 16, 80), 6), ((1, 2, 3), 6)):
+        with pytest.raises(ValueError, match=r"v4 and v6 of a key.addr lie over each other"):
+            m[both] = {"n": 1}
+    with pytest.raises(ValueError, match="give one of them"):
+        m[{"addr": {"v4": 1, "v6": (0,) * 16}, "proto": 6}] = {"n": 1}
+    with pytest.raises(ValueError, match="it has no 'prot'"):
+        m[{"addr": {"v4": 1}, "prot": 6}] = {"n": 1}
+    with pytest.raises(OverflowError, match=r"key\.addr\.port"):
+        m[{"addr": {"v4": 1, "port": 1 << 16}, "proto": 6}] = {"n": 1}
+    assert not m
+    four = {"addr": {"v4": 0x01020304, "port": 80}, "proto": 6}
+    six = {"addr": {"v6": tuple(range(16)), "port": 443}, "proto": 17}
+    m[four], m[six] = {"n": 5}, {"n": 7, "x": 1}
+    assert raw.peek(m, struct.pack("=I12xH2xB", 0x01020304, 80, 6), 12) == struct.pack("=QI", 5, 0)
+    assert raw.peek(m, bytes(range(16)) + struct.pack("=H2xB", 443, 17), 12) == struct.pack(
+        "=QI", 7, 1)
+    assert m[six].item() == (7, 1) and m.lookup_many([four, six])[0]["n"].tolist() == [5, 7]
+    assert m.update_many([four, six], {"n": 9}) == 2
+    assert m.update_many([four, six], [{"n": 9}, {"x": 2}]) == 2 and m[six].item() == (0, 2)
+    assert m.delete_many([four, six]) == 2

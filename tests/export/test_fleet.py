@@ -27,6 +27,8 @@ pytestmark = [pytest.mark.native("no distributed in the emulated kernels"), pyte
 DASK = [sys.executable, "-m", "dask"]
 KEY = np.dtype([("proto", "u4"), ("saddr", "u1", (4,))])
 VALUE = np.dtype([("packets", "u8"), ("bytes", "u8")])
+#: Another suite may run on the machine.
+NAME = f"fleet_{os.getpid()}"
 
 
 class Fleet:
@@ -82,6 +84,10 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             yield fleet
         finally:
             fleet.close()
+    # A client that has lost its scheduler looks for it for 30 s, in a thread.
+    deadline = time.monotonic() + 120
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert threading.active_count() == threads, threading.enumerate()
 
 
@@ -89,7 +95,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def flows(make: Callable[..., Any], hosts: Fleet) -> Iterator[Any]:
     """A pinned map of ten flows."""
     pin = hosts.pins / "flows"
-    m = make("percpu_hash", key=KEY, value=VALUE, max_entries=64, name="fleet_flows", pin=pin)
+    m = make("percpu_hash", key=KEY, value=VALUE, max_entries=64, name=NAME, pin=pin)
     keys, values = np.zeros(10, KEY), np.zeros((10, 1), VALUE)
     keys["proto"], keys["saddr"] = np.where(np.arange(10) < 4, 6, 17), (10, 0, 0, 1)
     keys["saddr"][:, 3] = range(10)
@@ -105,7 +111,7 @@ def said(snapshot: fleet.Snapshot) -> dict[str, str]:
 
 def test_one_table_of_all_hosts(hosts: Fleet, flows: Any) -> None:
     cpus = len(fastmap.possible_cpus())
-    found = fleet.snapshot(hosts.client, name="fleet_flows", reduce="sum",
+    found = fleet.snapshot(hosts.client, name=NAME, reduce="sum",
                            annotations={"key.saddr": "ipv4"})
     assert found.failures == found.partial == ()
     assert found.table.schema == pyarrow.schema([
@@ -127,7 +133,7 @@ def test_rows_are_reduced_where_they_are(hosts: Fleet, flows: Any) -> None:
     assert rows == [
         {"machine": host, "proto": proto, "bytes": total * cpus, "packets": cpus, "saddr": count}
         for host in ("alpha", "beta") for proto, total, count in ((6, 6, 3), (17, 39, 6))]
-    one = fleet.snapshot(hosts.client, name="fleet_flows", reduce="sum", group_by=[],
+    one = fleet.snapshot(hosts.client, name=NAME, reduce="sum", group_by=[],
                          aggregate={"bytes": "min"}, workers=["alpha"])
     assert one.table.to_pylist() == [{"host": "alpha", "bytes": 0}]
 
@@ -135,7 +141,7 @@ def test_rows_are_reduced_where_they_are(hosts: Fleet, flows: Any) -> None:
 def test_an_asynchronous_client_gets_a_coroutine(hosts: Fleet, flows: Any) -> None:
     async def ask() -> fleet.Snapshot:
         async with Client(hosts.client.scheduler.address, asynchronous=True) as client:
-            found: fleet.Snapshot = await fleet.snapshot(client, name="fleet_flows", reduce="sum")
+            found: fleet.Snapshot = await fleet.snapshot(client, name=NAME, reduce="sum")
             return found
 
     found = asyncio.run(ask())
@@ -154,7 +160,7 @@ def test_what_fails_on_all_hosts_is_an_empty_table(hosts: Fleet, flows: Any) -> 
     found = fleet.snapshot(hosts.client, name="nobody_has_it")
     assert len(found.table) == 0 and found.table.column_names == ["host"]
     assert said(found).keys() == {"alpha", "bare", "beta"}
-    found = fleet.snapshot(hosts.client, name="fleet_flows", group_by=["prto"],
+    found = fleet.snapshot(hosts.client, name=NAME, group_by=["prto"],
                            aggregate={"bytes": "sum"}, workers=["alpha"])
     assert said(found) == {"alpha": "ValueError: no column prto; there are: proto, saddr, packets, "
                                     "bytes"}
@@ -248,7 +254,7 @@ def test_a_host_lost_in_the_middle_is_named_and_the_rest_is_there(hosts: Fleet, 
     beta = hosts.workers["beta"]
     os.kill(beta.pid, signal.SIGSTOP)
     began = time.monotonic()
-    found = fleet.snapshot(hosts.client, name="fleet_flows", reduce="sum", timeout=1.5)
+    found = fleet.snapshot(hosts.client, name=NAME, reduce="sum", timeout=1.5)
     assert 1.4 < time.monotonic() - began < 60
     assert said(found) == {"beta": "no answer within 1.5 s"}
     assert set(found.table["host"].to_pylist()) == {"alpha", "bare"} and len(found.table) == 20
@@ -256,12 +262,12 @@ def test_a_host_lost_in_the_middle_is_named_and_the_rest_is_there(hosts: Fleet, 
     killer = threading.Timer(0.5, beta.kill)
     killer.start()
     began = time.monotonic()
-    found = fleet.snapshot(hosts.client, name="fleet_flows", reduce="sum", timeout=60)
+    found = fleet.snapshot(hosts.client, name=NAME, reduce="sum", timeout=60)
     assert 0.4 < time.monotonic() - began < 60
     killer.join()
     assert said(found) == {"beta": "its worker was lost"}
     assert set(found.table["host"].to_pylist()) == {"alpha", "bare"} and len(found.table) == 20
-    assert fleet.snapshot(hosts.client, name="fleet_flows").failures == ()
+    assert fleet.snapshot(hosts.client, name=NAME).failures == ()
 
 
 def test_a_scheduler_lost_in_the_middle_ends_the_call(hosts: Fleet, flows: Any) -> None:
@@ -271,12 +277,12 @@ def test_a_scheduler_lost_in_the_middle_ends_the_call(hosts: Fleet, flows: Any) 
     killer = threading.Timer(0.5, hosts.scheduler.kill)
     killer.start()
     began = time.monotonic()
-    found = fleet.snapshot(hosts.client, name="fleet_flows", reduce="sum", timeout=30)
+    found = fleet.snapshot(hosts.client, name=NAME, reduce="sum", timeout=30)
     assert 0.4 < time.monotonic() - began < 60
     killer.join()
     assert said(found).keys() == {"alpha"} and "the scheduler" in said(found)["alpha"]
     assert "bare" in found.table["host"].to_pylist()
     began = time.monotonic()
     with pytest.raises(OSError):
-        fleet.snapshot(hosts.client, name="fleet_flows", timeout=2)
+        fleet.snapshot(hosts.client, name=NAME, timeout=2)
     assert time.monotonic() - began < 60

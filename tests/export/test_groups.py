@@ -226,6 +226,15 @@ def test_an_lru_keeps_what_is_said(make: Make, entries: int) -> None:
     assert "is full" in found.warning and "evicts another entry" in found.warning
 
 
+def test_an_lru_that_evicts_nothing_yet(make: Make) -> None:
+    """Above what is kept for sure, and below where evictions are likely, there is no alarm."""
+    m = make("lru_hash", key="u4", value="u4", max_entries=1 << 20)
+    there = pressure(m).capacity
+    fill(m, there + (m.max_entries - there) // 8)
+    found = pressure(m)
+    assert found.capacity < found.entries < found.max_entries and found.warning == ""
+
+
 def test_an_lru_of_parts(make: Make) -> None:
     cpus = len(fastmap.possible_cpus())
     m = make("lru_hash", key="u4", value="u4", max_entries=1000 * cpus,
@@ -252,3 +261,14 @@ def test_a_hash_that_fills(make: Make) -> None:
         pressure(make("array", value="u4", max_entries=3))
     with pytest.raises(ValueError, match="near"):
         pressure(m, near=2)
+
+
+def test_the_sum_of_a_histogram_has_a_multiplier_of_its_own(make: Callable[..., Any]) -> None:
+    """``floor(log2(us))`` slots take twice the multiplier, the sum of the microseconds once."""
+    m = make("hash", key="u4", value="u8", max_entries=8)
+    m[2], m[27] = 4, 20  # four values of 5 us
+    batch = m.snapshot()
+    words = {"bucket_max": 4, "bucket_multiplier": 2e-6, "sum_slot": 27}
+    found = histogram(batch, **words, sum_multiplier=1e-6)
+    assert found.sums == pytest.approx([20e-6]) and found.bounds[2] == pytest.approx(8e-6)
+    assert histogram(batch, **words).sums == pytest.approx([40e-6])

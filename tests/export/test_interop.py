@@ -5,6 +5,7 @@ Values are compared one by one, both as the bytes and as the fields that bpftool
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,17 @@ def test_maps_that_a_program_filled(name: str, entries: int, loaded: Loaded) -> 
     m = loaded.open(name)
     assert m.dtype_source == "btf"
     assert in_step(m, loaded.maps / name) == entries
+
+
+def test_a_name_longer_than_the_kernel_keeps(loaded: Loaded) -> None:
+    """The section ``.maps`` of the BTF has the names as the author wrote them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fastmap.open(name="longer_than_the_kernel_keeps")
+    loaded.opened.append(found)
+    assert found.id == loaded.open("longer_than_the_kernel_keeps").id
+    with pytest.raises(fastmap.ObjectNotFound, match="is longer_than_the_kernel_keeps"):
+        fastmap.open(name="longer_than_the_author_wrote")
 
 
 def test_records_as_the_program_meant_them(loaded: Loaded) -> None:

@@ -70,6 +70,13 @@ def numeric(dtype: np.dtype[Any]) -> bool:
 
 def reduced(values: Array, op: str, live: npt.NDArray[np.bool_]) -> Array:
     """Reduce (n, cpus, ...) of one field, or of records, as `reduce` promises."""
+    if values.dtype.names and values.ndim > 2:  # records in an array: each has fields of its own
+        flat = values.reshape(*values.shape[:2], -1)
+        each = [reduced(flat[:, :, i], op, live) for i in range(flat.shape[2])]
+        together = np.empty((len(flat), len(each)), each[0].dtype)
+        for i, part in enumerate(each):
+            together[:, i] = part
+        return together.reshape(values.shape[:1] + values.shape[2:])
     if values.dtype.names:
         parts = {name: reduced(values[name], op, live) for name in values.dtype.names}
         shape = values.shape[:1] + values.shape[2:]
@@ -79,8 +86,9 @@ def reduced(values: Array, op: str, live: npt.NDArray[np.bool_]) -> Array:
             out[name] = part
         return out
     if op == "any" or not numeric(values.dtype):
+        # Field by field, whatever the rest of the value holds.
         rows = [next((row[c] for c in np.flatnonzero(ok)), np.zeros_like(row[0]))
-                for row, ok in zip(values, live, strict=True)]
+                for row, ok in zip(values, alive(values), strict=True)]
         return np.array(rows, values.dtype).reshape(values.shape[:1] + values.shape[2:])
     out_dtype = widened(values.dtype, op)
     native = values.astype(values.dtype.newbyteorder("="))
@@ -89,6 +97,11 @@ def reduced(values: Array, op: str, live: npt.NDArray[np.bool_]) -> Array:
         folded = np.bitwise_or.reduce(whole, axis=1).view(native.dtype)
     elif op == "max":
         folded = native.max(axis=1)
+    elif op == "min_nonzero":
+        flat = native.reshape(*native.shape[:2], -1)
+        least = [[min((each for each in column if each != 0), default=0) for column in row.T]
+                 for row in flat]
+        folded = np.array(least, native.dtype).reshape(values.shape[:1] + values.shape[2:])
     elif op == "min":
         rows = [row[ok].min(axis=0) if ok.any() else np.zeros_like(row[0])
                 for row, ok in zip(native, live, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import errno
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -169,3 +170,9 @@ def test_stacks_that_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         fastmap.create("stack_trace", max_entries=8, **options)
     assert not isinstance(caught.value, OSError)
+
+
+def test_ids_past_the_end_are_not_there(make: Callable[..., Any]) -> None:
+    stacks = make("stack_trace", value="V1016", max_entries=8)
+    assert stacks.delete_many([3, 99]) == 0
+    assert stacks.delete_many([3, 99], errors="return").tolist() == [errno.ENOENT, errno.E2BIG]

@@ -162,6 +162,14 @@ struct {
     __uint(max_entries, 4096);
 } events SEC(".maps");
 
+/* The kernel keeps 15 bytes of a name. */
+struct {
+    __uint(type, HASH);
+    __uint(max_entries, 4);
+    __type(key, u32);
+    __type(value, u64);
+} longer_than_the_kernel_keeps SEC(".maps");
+
 struct inner {
     __uint(type, ARRAY);
     __uint(max_entries, 2);

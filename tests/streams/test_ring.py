@@ -549,3 +549,18 @@ def test_forged_positions_never_crash(make: Callable[..., Any], position: int,
             except BpfError as error:
                 assert "overwritten" in str(error)
     rb.close()
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("first, then", [(1000, 8), (8, 1000), (24, 16)])
+def test_a_read_returns_all_sizes(make: Callable[..., Any], first: int, then: int) -> None:
+    """A long record in front of short ones: their number is not told by the first one's size."""
+    rb = make("ringbuf", max_entries=8192)
+    with Producer(rb, first) as long, Producer(rb, then) as short:
+        for count in (1, 5):
+            assert long(0, 1) == 0 and short(1, count) == 0
+            batch = rb.read(timeout=0)
+            assert numbers(batch) == list(range(count + 1)) and rb.available == 0
+            assert long(0, 1) == 0 and short(1, count) == 0
+            assert len(rb.read(max=1, timeout=0)) == 1
+            assert len(rb.read(timeout=0)) == count and not rb.ready()

@@ -296,6 +296,11 @@ class Btf(Types):
         fields: Any = dtype.fields
         return {name: (fields[name][1], fields[name][0]) for name in dtype.names or ()}
 
+    def declared(self) -> list[str]:
+        """The names of the maps that an object file declares: the variables of its ``.maps``."""
+        return [variable.name for number in self.find_all(".maps", (Kind.DATASEC,)).tolist()
+                for variable in self.datasec(number)]
+
     def named(self, name: str) -> int:
         """The id of the one type of that name.
 

@@ -111,7 +111,7 @@ class Delta:
     reduce : str or dict, optional
         Per-CPU maps: reduce the differences of all CPUs to one, as `reader` reduces values. They
         are subtracted CPU by CPU before, each at its own width, so that one that wraps disturbs
-        no sum. A CPU that counted nothing takes no part in "min" and "any".
+        no sum. A CPU that counted nothing takes no part in "min".
     gauges : sequence of str, optional
         Numbers that are no counters, such as ``["value.last_seen"]``: they stay as they are.
 

@@ -117,7 +117,8 @@ class Histogram:
 def histogram(batch: Batch, bucket: str | None = None, labels: Columns | None = None,
               value: str = "value", *, bucket_type: str = "exp2", bucket_min: int = 0,
               bucket_max: int | None = None, bucket_multiplier: float = 1.0,
-              sum_slot: int | None = None) -> Histogram:
+              sum_slot: int | None = None,
+              sum_multiplier: float | None = None) -> Histogram:
     """Make histograms of the slots that a program counts in; the words are ebpf_exporter's.
 
     Parameters
@@ -146,6 +147,9 @@ def histogram(batch: Batch, bucket: str | None = None, labels: Columns | None = 
     sum_slot : int, optional
         A slot that counts no values but has their sum, in the slots' unit: ebpf_exporter keeps it
         in ``bucket_max + 1``.
+    sum_multiplier : float, optional
+        From the unit of that sum to that of the bounds, where it is not `bucket_multiplier`: of
+        ``floor(log2(x))`` slots, which take twice the multiplier, the sum takes it once.
 
     Returns
     -------
@@ -186,11 +190,13 @@ def histogram(batch: Batch, bucket: str | None = None, labels: Columns | None = 
             raise ValueError(f"{value} has {counts.shape[1]} numbers a row: reduce= the read, or "
                              "say bucket='index' where they are slots")
     return _counted(rows[firsts] if len(firsts) else rows[:0], numbers, slots, counts, bucket_type,
-                    bucket_min, bucket_max, bucket_multiplier, sum_slot)
+                    bucket_min, bucket_max, bucket_multiplier, sum_slot,
+                    bucket_multiplier if sum_multiplier is None else sum_multiplier)
 
 
 def _counted(labels: Array, numbers: Array, slots: Array, counts: Array, kind: str, first: int,
-             last: int | None, multiplier: float, sum_slot: int | None) -> Histogram:
+             last: int | None, multiplier: float, sum_slot: int | None,
+             sum_multiplier: float) -> Histogram:
     zero = int(kind == "exp2zero")  # how many buckets of zeros come first
     summed = slots == (-1 if sum_slot is None else operator.index(sum_slot))
     sums_in = numbers[summed], counts[summed]
@@ -213,5 +219,5 @@ def _counted(labels: Array, numbers: Array, slots: Array, counts: Array, kind: s
     sums = None
     if sum_slot is not None:
         sums = np.zeros(len(labels), "f8")
-        np.add.at(sums, sums_in[0], sums_in[1] * multiplier)
+        np.add.at(sums, sums_in[0], sums_in[1] * sum_multiplier)
     return Histogram(labels, bounds, made[:, :-1], made[:, -1], sums)

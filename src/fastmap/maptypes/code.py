@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 from typing import Any, Self
 
@@ -38,6 +39,7 @@ class StackTrace(Table):
 
     keys_are = fixed("u4")
     values_are = Side(None, usual=_STACK)
+    nothing_there = frozenset({errno.E2BIG})
 
     @classmethod
     def settle(cls, shape: Shape) -> None:

@@ -17,7 +17,7 @@ from fastmap._core.rows.rows import rows_of
 from fastmap._core.system.program import Link, Program
 from fastmap._core.system.syscall import Fd, Held
 from fastmap.enums import ANY, Command
-from fastmap.errors import batch_error, from_errno
+from fastmap.errors import from_errno
 from fastmap.maptypes.batch import Array
 from fastmap.maptypes.keyed import KeyedMap, Keys
 from fastmap.maptypes.reader import count
@@ -127,23 +127,7 @@ class Indexed(Referring):
     """Numbered slots, each of which may be empty."""
 
     keys_are = INDEX
-    #: What the kernel says to a delete where nothing is, beside ENOENT.
-    nothing_there: ClassVar[frozenset[int]] = frozenset({errno.E2BIG})
-
-    def delete_many(self, keys: Keys, *, errors: str = "ignore", via: str | None = None,
-                    threads: int = 1) -> Any:
-        """Empty many slots; "ignore" skips those that are empty. See `Map.delete_many`."""
-        if errors != "ignore":
-            return super().delete_many(keys, errors=errors, via=via, threads=threads)
-        errnos = super().delete_many(keys, errors="return", via=via, threads=threads)
-        failed = np.flatnonzero(
-            ~np.isin(errnos, [0, errno.ENOENT, *self.nothing_there]))
-        deleted = int(np.count_nonzero(errnos == 0))
-        if len(failed):
-            index = int(failed[0])
-            raise batch_error(int(errnos[index]), Command.MAP_DELETE_ELEM, self.kind, deleted,
-                              index)
-        return deleted
+    nothing_there = frozenset({errno.E2BIG})
 
 
 class Slots(Indexed, Table):

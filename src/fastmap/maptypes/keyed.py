@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from fastmap._core.maps.map import KeyedCore
 from fastmap._core.rows.rows import Rows, rows_of
 from fastmap.enums import ANY, Command
+from fastmap.errors import batch_error
 from fastmap.inkernel.routes import Route
 from fastmap.maptypes.handle import Map, check_via
 from fastmap.maptypes.threads import in_threads
@@ -21,6 +23,8 @@ Keys: TypeAlias = npt.ArrayLike | Sequence[Any]
 class KeyedMap(Map, KeyedCore):
     """A map whose values are reached by keys."""
 
+    #: What the kernel says to a delete where nothing is, beside ENOENT: of an index past the end.
+    nothing_there: ClassVar[frozenset[int]] = frozenset()
     #: No walk over all keys; `Table` has one. (`m[key]` alone would make Python try 0, 1, 2, ...)
     __iter__: Any = None
 
@@ -32,9 +36,9 @@ class KeyedMap(Map, KeyedCore):
         Parameters
         ----------
         key : object
-            A Python integer for an integer dtype; a record, tuple or bytes for a structured one.
-            Bytes are sent as they are; a record's padding is zeroed, unless the map has the key of
-            these very bytes.
+            A Python integer for an integer dtype; a record, tuple, dict or bytes for a structured
+            one. Of a dict, members that are not named are zeros. Bytes are sent as they are; a
+            record's padding is zeroed, unless the map has the key of these very bytes.
         flags : UpdateFlag
             LOCK, for values with a spin lock.
 
@@ -186,9 +190,23 @@ class KeyedMap(Map, KeyedCore):
         Linux 5.6; one element a system call before. The GIL is released.
         """
         rows = self.key_rows(keys)
+        if self.nothing_there and errors == "ignore":
+            return self._delete_what_is_there(rows, via, threads)
         return self.apply_many(
             Command.MAP_DELETE_BATCH, rows, None, ANY, errors, ("ignore", "raise", "return"),
             threads, self.route(via, "delete", rows.count))
+
+    def _delete_what_is_there(self, rows: Rows, via: str | None, threads: int) -> int:
+        errnos = self.apply_many(
+            Command.MAP_DELETE_BATCH, rows, None, ANY, "return", ("return",), threads,
+            self.route(via, "delete", rows.count))
+        failed = np.flatnonzero(~np.isin(errnos, [0, errno.ENOENT, *self.nothing_there]))
+        deleted = int(np.count_nonzero(errnos == 0))
+        if len(failed):
+            index = int(failed[0])
+            raise batch_error(int(errnos[index]), Command.MAP_DELETE_ELEM, self.kind, deleted,
+                              index)
+        return deleted
 
     def apply_many(self, command: Command, keys: Rows, values: Rows | None, flags: int,
                    errors: str, modes: tuple[str, ...], threads: int, route: Route) -> Any:

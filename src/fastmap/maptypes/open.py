@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import warnings
+from contextlib import suppress
 from typing import Any, Unpack, overload
 
 import numpy as np
@@ -16,7 +17,7 @@ from fastmap.btf.layout import Btf
 from fastmap.btf.sources import btf_blob, read_btf
 from fastmap.enums import NAME_BYTES, MapFlag, MapType, map_type
 from fastmap.errors import Difference, MapMismatch, ObjectNotFound, PermissionDenied
-from fastmap.kernel.inventory import maps
+from fastmap.kernel.inventory import MapInfo, maps
 from fastmap.maptypes import types
 from fastmap.maptypes.arena import Arena
 from fastmap.maptypes.arrays import ArrayMap, PerCpuArrayMap
@@ -208,7 +209,8 @@ def open(
     id : int, optional
         The kernel's number of the map. Needs CAP_SYS_ADMIN.
     name : str, optional
-        Its name, of which the kernel keeps 15 bytes. Needs CAP_SYS_ADMIN.
+        Its name, of which the kernel keeps 15 bytes: of a longer one the map's BTF tells the rest,
+        or there is a warning that names what was opened. Needs CAP_SYS_ADMIN.
     fd : int, optional
         A descriptor; the map gets a duplicate of its own.
     key, value : dtype_like, optional
@@ -219,7 +221,8 @@ def open(
         Open a handle that may not write, or not read.
     btf : {"auto", "require"}
         Where the map has BTF that may not be read (it takes CAP_SYS_ADMIN), "auto" warns and
-        gives void bytes, "require" raises.
+        gives void bytes, "require" raises; also a `ValueError` where it has none, and `key` and
+        `value` are not given.
     via : {"auto", "syscall", "kernel"}
         The way of calls over many elements, where they do not say it.
 
@@ -301,6 +304,10 @@ def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record = N
             if what in missing and dtype.itemsize == info[f"{what}_size"]:
                 dtypes[what] = dtype
                 source = "btf"
+    untyped = [what for what in missing if what not in dtypes]
+    if btf == "require" and untyped:
+        raise ValueError(f"map {info['id']} has no BTF that tells its {' and '.join(untyped)}: "
+                         "btf='require' cannot be met; give key= and value=")
     for what in missing:
         dtypes.setdefault(what, cls.untold(kind, what, info[f"{what}_size"]))
     if issubclass(cls, MapOfMaps):
@@ -347,13 +354,31 @@ def _bytes_whole(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def _by_name(name: str, mode: int) -> Fd:
     kept = name.encode()[:NAME_BYTES].decode(errors="replace")
-    ids = [info.id for info in maps() if info.name == kept]
+    found = [info for info in maps() if info.name == kept]
+    ids = [info.id for info in found]
     if not ids:
         raise ObjectNotFound(2, f"no map is named {kept!r}")
     if len(ids) > 1:
         raise ValueError(f"{len(ids)} maps are named {kept!r}: ids {', '.join(map(str, ids))}; "
                          "open one by id=")
+    if kept != name:
+        _check_long_name(name, kept, found[0])
     return syscall.map_get_fd_by_id(ids[0], mode)
+
+
+def _check_long_name(name: str, kept: str, info: MapInfo) -> None:
+    """Refuse a name longer than the kernel keeps where BTF tells another one, otherwise warn."""
+    told: list[str] = []
+    with suppress(OSError, ValueError):
+        if info.btf_id:
+            told = [each for each in Btf(btf_blob(info.btf_id)).declared()
+                    if each.encode()[:NAME_BYTES].decode(errors="replace") == kept]
+    if told and name not in told:
+        raise ObjectNotFound(2, f"no map is named {name!r}: map {info.id}, {kept!r} to the kernel, "
+                                f"is {', '.join(told)}")
+    if not told:
+        warnings.warn(f"the kernel keeps {NAME_BYTES} bytes of a name: opened map {info.id}, "
+                      f"{kept!r}, which may be another than {name!r}", stacklevel=4)
 
 
 def recorded(cls: type[Map], record: Record, tag: str | None) -> dict[str, Any]:

@@ -178,7 +178,8 @@ class RingBuffer(Ring, Consumer):
         length, waiting = core.peek()
         if length < 0:
             return StreamBatch.empty(self._kinds)
-        bound = min(most, waiting // ((length + 15) // 8 * 8))
+        step = (length + 15) // 8 * 8
+        bound = min(most, waiting // step)
         if out is None:
             rows = np.empty((bound, length), np.uint8)
         elif length != out.dtype.itemsize:
@@ -187,7 +188,8 @@ class RingBuffer(Ring, Consumer):
             rows = out[:bound].view(np.uint8).reshape(bound, length)
         n = core.take(rows, length)
         batch = StreamBatch(self._kinds, rows[:n].reshape(-1), n, length=length, step=length)
-        if n < bound and out is None and core.lease(most - n):
+        # What waited beside these: records of other lengths, which may be shorter.
+        if n < most and n * step < waiting and out is None and core.lease(most - n):
             try:
                 return _joined(batch, self._leased(core))
             finally:

@@ -193,10 +193,11 @@ class Table(KeyedMap):
             Entries a system call asks for; what fits about 4 MiB, at least 256, by default.
         reduce : str or dict, optional
             Per-CPU maps: reduce the values of all CPUs to one, without the GIL, by "sum" (integers
-            widened to 64 bits, modulo; floats to f8), "max", "min", "or", "any"; or by a dict of
-            fields. A CPU whose value is all zeros takes no part in "min" and "any". For a record,
-            one word applies to its numeric fields, the others take "any"; fields that a dict does
-            not name take "any".
+            widened to 64 bits, modulo; floats to f8), "max", "min", "min_nonzero", "or", "any"; or
+            by a dict of fields. "any" is the first CPU's whose field is not all zeros. In "min" a
+            CPU whose whole value is zeros takes no part, in "min_nonzero" none whose field is 0:
+            for a ``first_ns`` that only some CPUs wrote. For a record, one word applies to its
+            numeric fields, the others take "any"; fields that a dict does not name take "any".
         fields : sequence of str, optional
             Keep only these columns of the value: ``["value.bytes"]``. Keys are kept whole.
         where : tuple, optional

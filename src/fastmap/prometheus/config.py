@@ -31,7 +31,7 @@ MOST_SERIES = (1 << 32) - 1
 MOST_ID = (1 << 32) - 1
 #: What the names of the exporter's own metrics begin with.
 OWN = ("fastmap_map_", "fastmap_exporter_")
-PER_CPU = ("sum", "max", "min", "label")
+PER_CPU = ("sum", "max", "min", "min_nonzero", "label")
 KINDS = {"counters": "counter", "gauges": "gauge", "histograms": "histogram"}
 BUCKET_TYPES = ("exp2", "exp2zero", "linear", "fixed")
 
@@ -113,7 +113,7 @@ class DeclaredMap:
     key, value : dtype, optional
         Where the map's BTF does not tell them.
     per_cpu : str
-        "sum", "max", "min": one value of all CPUs; "label": a series for each.
+        "sum", "max", "min", "min_nonzero": one value of all CPUs; "label": a series for each.
     max_series : int
         How many label sets a metric may have; all further ones are added up in one more.
     overflow : str

@@ -258,6 +258,9 @@ cdef class VoidCodec(Codec):
 cdef class RecordCodec(Codec):
     # The fields in order: a codec and an offset each.
     cdef list fields
+    cdef dict places
+    # Two fields that lie over each other, as in a union; None where none do.
+    cdef tuple overlap
 
     def __init__(self, dtype, str what):
         Codec.__init__(self, dtype, what)
@@ -265,6 +268,18 @@ cdef class RecordCodec(Codec):
         for name in dtype.names:
             field, offset = dtype.fields[name][:2]
             self.fields.append((codec_of(field, f"{what}.{name}"), offset))
+        self.places = dict(zip(dtype.names, self.fields))
+        self.overlap = self.overlapping(dtype.names)
+
+    cdef tuple overlapping(self, names):
+        end, before = 0, None
+        for _, name in sorted([(self.places[name][1], name) for name in names]):
+            codec, offset = self.places[name]
+            if offset < end and (<Codec>codec).size:
+                return before, name
+            if offset + (<Codec>codec).size > end:
+                end, before = offset + (<Codec>codec).size, name
+        return None
 
     cdef int encode(self, object given, char *dst) except -1:
         if self.fill(given, dst):
@@ -291,6 +306,8 @@ cdef class RecordCodec(Codec):
                                 f"not {describe(given.dtype)}")
         elif isinstance(given, tuple):
             return self.encode_tuple(given, dst)
+        elif isinstance(given, dict):
+            return self.encode_dict(given, dst)
         else:
             raw = raw_bytes(given)
             if raw is None:
@@ -306,10 +323,31 @@ cdef class RecordCodec(Codec):
         if len(given) != len(self.fields):
             raise ValueError(f"a {self.what} is {describe(self.dtype)}: "
                              f"{len(self.fields)} fields, not {len(given)}")
+        if self.overlap is not None:
+            raise ValueError(f"{self.overlap[0]} and {self.overlap[1]} of a {self.what} lie over "
+                             "each other (a union): a tuple does not tell which one is meant; give "
+                             "a dict of the members that are")
         memset(dst, 0, self.size)
         for i in range(len(given)):
             field, offset = self.fields[i]
             field.encode(given[i], dst + offset)
+        return 0
+
+    cdef int encode_dict(self, dict given, char *dst) except -1:
+        """Encode the members that are named; the others are zeros."""
+        cdef Py_ssize_t offset
+        cdef Codec field
+        given = dict(given)  # encoding one may run Python code that changes it
+        if unknown := [name for name in given if name not in self.places]:
+            raise ValueError(f"a {self.what} is {describe(self.dtype)}: it has no {unknown[0]!r}")
+        both = self.overlapping(given) if self.overlap is not None else None
+        if both is not None:
+            raise ValueError(f"{both[0]} and {both[1]} of a {self.what} lie over each other (a "
+                             "union): give one of them")
+        memset(dst, 0, self.size)
+        for name, value in given.items():
+            field, offset = self.places[name]
+            field.encode(value, dst + offset)
         return 0
 
     cdef object decode(self, const char *src):

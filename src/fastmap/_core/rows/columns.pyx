@@ -35,10 +35,12 @@ cdef enum:
     SUM
     MAX
     MIN
+    MIN_NONZERO
     OR
 
 #: The operations of a column, by the words users type; "copy" is for values that have no CPUs.
-OPS = {"copy": COPY, "any": ANY, "sum": SUM, "max": MAX, "min": MIN, "or": OR}
+OPS = {"copy": COPY, "any": ANY, "sum": SUM, "max": MAX, "min": MIN,
+       "min_nonzero": MIN_NONZERO, "or": OR}
 
 #: The kinds of numbers, by numpy's letter and size; "bytes" is anything else.
 KINDS = {"i1": 0, "i2": 1, "i4": 2, "i8": 3, "u1": 4, "u2": 5, "u4": 6, "u8": 7, "f4": 8, "f8": 9,
@@ -155,13 +157,15 @@ cdef inline void fold(const char *row, char *dst, const Column *column, Py_ssize
             if column.op == MIN and is_zero(row + cpu * slot, value_size):
                 continue
             _copy(<char *>&each, src + cpu * slot, sizeof(number), column.swapped)
+            if column.op == MIN_NONZERO and each == 0:
+                continue
             if first:
                 kept = each
                 first = False
             elif column.op == MAX:
                 if each > kept:
                     kept = each
-            elif column.op == MIN:
+            elif column.op == MIN or column.op == MIN_NONZERO:
                 if each < kept:
                     kept = each
             else:
@@ -180,7 +184,7 @@ cdef void _fill_one(const Column *column, const char *row, char *dst, Py_ssize_t
         memcpy(dst + column.dst, row + column.src, column.count)
     elif column.op == ANY:
         for cpu in range(cpus):
-            if not is_zero(row + cpu * slot, value_size):
+            if not is_zero(row + cpu * slot + column.src, column.count):
                 memcpy(dst + column.dst, row + cpu * slot + column.src, column.count)
                 return
         memset(dst + column.dst, 0, column.count)
@@ -309,7 +313,7 @@ cdef class Columns:
         elif self.filter.op == ANY:
             at = row + self.filter.src
             for cpu in range(self.cpus):
-                if not is_zero(row + cpu * self.slot, self.value_size):
+                if not is_zero(row + cpu * self.slot + self.filter.src, self.filter.count):
                     at = row + cpu * self.slot + self.filter.src
                     break
         else:
