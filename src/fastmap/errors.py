@@ -263,7 +263,7 @@ _TABLE: tuple[_Row, ...] = (
     (_errno.ENOENT, frozenset({Command.OBJ_GET}), _ALL_TYPES, ObjectNotFound,
      "nothing is pinned there"),
     (_errno.ENOENT, frozenset({Command.OBJ_PIN}), _ALL_TYPES, ObjectNotFound,
-     "the folder does not exist"),
+     "the folder does not exist, or no bpffs is mounted where it should be (fastmap doctor)"),
     (_errno.EEXIST, frozenset({Command.OBJ_PIN}), _ALL_TYPES, KeyExists,
      "something is pinned there already"),
     (_errno.EEXIST, _UPDATES, _ARRAYS, KeyExists,

@@ -15,7 +15,9 @@ from privileges import keep_only
 from support import in_child
 
 import fastmap
-from fastmap import MapFlag
+from fastmap import MapFlag, Program, UpdateFlag
+from fastmap.asm import R0, Assembler
+from fastmap.enums import running_kernel
 from fastmap.errors import BpfError, NotSupported, PermissionDenied
 
 pytestmark = pytest.mark.quick
@@ -152,3 +154,57 @@ def test_possible_cpus() -> None:
     assert cpus == tuple(range(int(first), int(last or first) + 1)) and isinstance(cpus, tuple)
     with fastmap.create("percpu_array", value="u8", max_entries=1) as m:
         assert m[0].shape == (len(cpus),)
+
+
+def test_what_is_no_map_is_told_as_it_was_given(bpffs: Path) -> None:
+    with open("/dev/null") as other, pytest.raises(
+            ValueError, match=f"descriptor {other.fileno()} is /dev/null, not a bpf-map"):
+        fastmap.open(fd=other.fileno())
+    a = Assembler()
+    a.mov(R0, 0)
+    a.exit()
+    with Program("socket_filter", a.assemble()) as program:
+        program.pin(bpffs / "program")
+    with pytest.raises(ValueError, match=f"the pin {bpffs}/program is .*bpf-prog, not a bpf-map"):
+        fastmap.open(bpffs / "program")
+    with pytest.raises(ValueError, match="ELF object file"):
+        Program("socket_filter", b"\x7fELF" + bytes(60))
+
+
+@pytest.mark.parametrize("kind", ["ringbuf", "user_ringbuf"])
+@pytest.mark.parametrize("mode", ["readonly", "writeonly"])
+def test_a_ring_needs_both(make: Make, kind: str, mode: str) -> None:
+    ring = make(kind, max_entries=4096)
+    with fastmap.open(id=ring.id, **{mode: True}) as other, pytest.raises(
+            PermissionDenied, match="reads and writes"):
+        other.available  # noqa: B018
+
+
+def test_flags_of_later_kernels(make: Make) -> None:
+    m = make("percpu_array", key="u4", value="u8", max_entries=4)
+    if running_kernel() >= UpdateFlag.CPU.since:
+        m.update(0, 7, flags=UpdateFlag.ALL_CPUS)
+        assert m[0].tolist() == [7] * len(m[0])
+    else:
+        with pytest.raises(NotSupported, match=r"UpdateFlag.CPU needs Linux 7\.0"):
+            m.update(0, 1, flags=UpdateFlag.CPU)
+
+
+@pytest.mark.parametrize("kind", ["array", "percpu_array"])
+@pytest.mark.parametrize("value", ["u8", ("u4", (3,)), [("n", "u8"), ("x", "u1")]])
+def test_clear_writes_zeros(make: Make, kind: str, value: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("fastmap.maptypes.arrays.CLEARED_BYTES", 100)  # several calls
+    m = make(kind, key="u4", value=value, max_entries=50)
+    cpus = [1] if kind == "percpu_array" else []
+    m.update_many(np.arange(50), np.ones((50, *cpus, *m.value_dtype.shape), m.value_dtype.base))
+    assert m.snapshot().values.tobytes().strip(b"\0")
+    m.clear()
+    assert not m.snapshot().values.tobytes().strip(b"\0")
+
+
+def test_a_reader_is_a_context(make: Make) -> None:
+    m = make("hash", key="u4", value="u8", max_entries=4)
+    m[1] = 5
+    with m.reader() as reader:
+        kept = reader.read()
+    assert kept.values.tolist() == [5] and reader.read().values.tolist() == [5]

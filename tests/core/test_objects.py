@@ -177,8 +177,11 @@ def test_names_are_compared_as_the_kernel_keeps_them(make: Make) -> None:
     assert len(name) == 15
     m = make("hash", **U4, name=name)
     assert m.name == name
-    for given in (name, name + "x", name + "_and_more"):
-        with fastmap.open(name=given) as other:
+    with fastmap.open(name=name) as other:
+        assert other.id == m.id
+    for given in (name + "x", name + "_and_more"):
+        with pytest.warns(UserWarning, match=f"opened map {m.id}"), \
+                fastmap.open(name=given) as other:
             assert other.id == m.id
     with pytest.raises(ObjectNotFound):
         fastmap.open(name=name[:14])

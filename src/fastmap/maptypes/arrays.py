@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from mmap import PAGESIZE
 from typing import Any
 
+import numpy as np
+
 from fastmap._core.system.memory import Mapping as MemoryMapping
 from fastmap._core.system.syscall import fdinfo
 from fastmap.dtypes import slots
@@ -17,6 +19,9 @@ from fastmap.maptypes.handle import Map
 from fastmap.maptypes.rules import INDEX
 from fastmap.maptypes.table import PerCpu, Table
 from fastmap.maptypes.variables import Variables
+
+#: `clear` writes so many bytes with a call.
+CLEARED_BYTES = 4 << 20
 
 
 class ArrayMap(Table):
@@ -36,6 +41,14 @@ class ArrayMap(Table):
         """Refuse: an array's elements cannot be deleted, only overwritten."""
         self.fileno()
         raise NotSupported(22, "an array's elements cannot be deleted: write zeros instead")
+
+    def clear(self) -> None:
+        """Write zeros to all elements, of all CPUs."""
+        zero = np.zeros((), self.value_dtype)
+        step = max(1, CLEARED_BYTES // (self.value.size + 4))
+        for start in range(0, len(self), step):
+            indexes = np.arange(start, min(start + step, self.max_entries), dtype="u4")
+            self.update_many(indexes, zero if zero.ndim else zero[()])
 
     def memory(self, writable: bool = False, *, start: int = 0,
                count: int | None = None) -> Array:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from types import TracebackType
+import sys
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -65,6 +66,8 @@ class Map(_Core):
     reads_by: ClassVar[type[BatchReader]] = BatchReader
     #: What makes Python objects of an array of keys; None: `elements`.
     key_objects: Callable[[Array], list[Any]] | None = None
+    # What more `open` needs to make the like of this handle.
+    _given: Mapping[str, Any] = MappingProxyType({})
 
     @classmethod
     def settle(cls, shape: Shape) -> None:
@@ -195,6 +198,21 @@ class Map(_Core):
                  trace: TracebackType | None) -> None:
         self.close()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Hand the descriptor over to a process that multiprocessing spawns; refuse all else."""
+        context = sys.modules.get("multiprocessing.context")
+        if context is None or context.get_spawning_popen() is None:
+            raise TypeError(f"a {type(self).__name__} holds a descriptor of this process, which a "
+                            "pickle cannot: give its pin or id, and open it there; arguments of a "
+                            "multiprocessing.Process may be maps")
+        from multiprocessing.reduction import DupFd  # late: not part of `import fastmap`
+
+        given = {what: dtype for what, dtype in (("key", self.key_dtype),
+                                                 ("value", self.value_dtype))
+                 if dtype is not None and self.dtype_source == "given"}
+        return reopened, (DupFd(self.fileno()), {**given, **self._given,
+                                                 "via": self.default_via})
+
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"id {self.id}"
         sides = " to ".join(str(d) for d in (self.key_dtype, self.value_dtype) if d is not None)
@@ -242,6 +260,17 @@ class Map(_Core):
         Linux 5.17.
         """
         return self.in_kernel().prepare(self, threads)
+
+
+def reopened(duplicate: Any, options: dict[str, Any]) -> Any:
+    """Open a map of another process's, whose descriptor multiprocessing has handed over."""
+    from fastmap.maptypes.open import open as open_map  # late: it imports this module
+
+    fd = duplicate.detach()
+    try:
+        return open_map(fd=fd, **options)
+    finally:
+        os.close(fd)
 
 
 def locked(value: np.dtype[Any] | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -30,7 +30,8 @@ class Reader:
 
     The arrays of a batch are views of the reader's buffers: its next read overwrites them, and
     they stay valid memory for as long as they live, also after ``close()`` of the map.
-    ``batch.copy()`` keeps what they show.
+    ``batch.copy()`` keeps what they show. As a context it gives up its own views at the end of the
+    block, so that memory that no batch shows any more is free.
 
     A reader belongs to one thread at a time: a second one inside it gets `RuntimeError`. The GIL
     is released once for each read.
@@ -69,6 +70,12 @@ class Reader:
         self.copied = False
         self._mapped: Mapping | None = None
         self._views()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def like(self, **changes: Any) -> Reader:
         """Return another reader of the same map and options, with buffers of its own."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import mmap
 import operator
+import os
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -19,7 +22,7 @@ from fastmap._core.streams.user_ring import UserRing as UserCore
 from fastmap._core.system.syscall import Fd
 from fastmap.dtypes import parse, slots
 from fastmap.enums import MapFlag, MapType
-from fastmap.errors import RingFull
+from fastmap.errors import PermissionDenied, RingFull
 from fastmap.maptypes.batch import Array
 from fastmap.maptypes.consumer import Consumer, seconds_of
 from fastmap.maptypes.handle import Map
@@ -57,6 +60,13 @@ class Ring(Map, MapCore):
     def _mapped(self) -> Positions:
         """Return what is compiled of the ring, mapped at the first use."""
         raise NotImplementedError
+
+    def _demand_both(self) -> None:
+        """Refuse a handle that may not read or not write: both sides' positions are mapped."""
+        if fcntl.fcntl(self.fileno(), fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+            raise PermissionDenied(errno.EACCES, "a ring needs a handle that reads and writes, for "
+                                   "its positions are memory that is shared with the kernel: open "
+                                   "it without readonly= and writeonly=")
 
     @property
     def size(self) -> int:
@@ -113,6 +123,7 @@ class RingBuffer(Ring, Consumer):
                  tag: str | None = None, dtype_source: str = "given", via: str = "auto") -> None:
         super().__init__(fd, key, value, dtype_source=dtype_source, via=via)
         self._kinds = Kinds(record, tag)
+        self._given = {"record": record, "tag": tag}
         self._core: RingCore | None = None
         self._bytes: Array = np.empty(0, np.uint8)
         self._drops: tuple[KeyedMap, int] | None = None
@@ -120,7 +131,7 @@ class RingBuffer(Ring, Consumer):
     def _mapped(self) -> RingCore:
         core = self._core
         if core is None:
-            self.fileno()
+            self._demand_both()
             core = RingCore(self.fd, self.max_entries, bool(self.flags & MapFlag.RB_OVERWRITE))
             self._bytes = slots(core.pages, np.dtype("u1"), 1, len(core.pages))
             self._core = core
@@ -320,13 +331,14 @@ class UserRingBuffer(Ring):
             raise TypeError("a user ring buffer has one record=, or none: write_many takes arrays "
                             "of any dtype then")
         self._record = Kinds(record, None).one
+        self._given = {"record": record}
         self._core: UserCore | None = None
         self._bytes: Array = np.empty(0, np.uint8)
 
     def _mapped(self) -> UserCore:
         core = self._core
         if core is None:
-            self.fileno()
+            self._demand_both()
             core = UserCore(self.fd, self.max_entries)
             self._bytes = slots(core.pages, np.dtype("u1"), 1, len(core.pages))
             self._core = core

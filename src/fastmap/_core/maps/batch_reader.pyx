@@ -98,7 +98,8 @@ cdef class BatchReader:
 
     cdef int _refuse_second(self) except -1:
         if self.busy and self.generation == forks():
-            raise RuntimeError("the reader is in use by another thread")
+            raise RuntimeError("the reader is in use: by another thread, or by the call that "
+                               "this signal handler interrupted")
         return 0
 
     @property

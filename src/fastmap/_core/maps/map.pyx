@@ -8,6 +8,7 @@ up once, and look for signals as they go.
 from fastmap import errors
 from fastmap._core.rows.convert import copied
 from fastmap._core.rows.rows import keys_of
+from fastmap.enums import UpdateFlag, running_kernel, version_text
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINVAL, ENOENT, EOPNOTSUPP
@@ -118,7 +119,16 @@ cdef class MapCore(Handle):
         if flags & LOCK and not self.lock_flag:
             raise ValueError("flags has LOCK, but the values have no bpf_spin_lock that their "
                              "dtype tells of (fastmap.spin_lock)")
+        if flags & ~<uint64_t>(EITHER | LOCK):
+            self._check_rare(flags)
         return flags
+
+    def _check_rare(self, uint64_t flags):
+        """Refuse flags that this kernel is known not to have; what is unknown, it refuses."""
+        for flag in (UpdateFlag.CPU, UpdateFlag.ALL_CPUS):
+            if flags & flag and running_kernel() < flag.since:
+                raise errors.NotSupported(EINVAL, f"UpdateFlag.{flag.name} needs Linux "
+                                                  f"{version_text(flag.since)}")
 
     cdef object _take(self, int command, object key, Codec codec, uint64_t flags):
         cdef char on_stack[STACK]

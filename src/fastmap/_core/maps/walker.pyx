@@ -70,7 +70,8 @@ cdef class Walker:
         cdef uint32_t at = 0, copied = 0, length = <uint32_t>self.run_length
         cdef int fd = self.program.number, broken = 0
         if self.busy:
-            raise RuntimeError("the reader is in use by another thread")
+            raise RuntimeError("the reader is in use: by another thread, or by the call that "
+                               "this signal handler interrupted")
         map.fd.acquire()
         self.busy = True
         self.filled = 0

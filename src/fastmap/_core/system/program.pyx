@@ -55,6 +55,9 @@ cdef class Program(Handle):
             raise ValueError(f"no program type is called {type!r}")
         if insns is None:
             raise TypeError("code is bytes, or what an assembler made")
+        if insns.startswith(b"\x7fELF"):
+            raise ValueError("code is an ELF object file, not instructions: let libbpf or bpftool "
+                             "load it, and open its maps by their pins or names")
         if len(insns) == 0 or len(insns) % 8:
             raise ValueError(f"instructions have 8 bytes each; given were {len(insns)} bytes")
         encoded = name.encode()

@@ -8,6 +8,8 @@ cdef class Fd:
     cdef int inflight
     cdef bint closing
     cdef unsigned int generation
+    # What the caller gave for it, for messages.
+    cdef str given
 
     cdef int get(self) except -1
     cdef int acquire(self) except -1

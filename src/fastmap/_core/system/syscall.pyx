@@ -238,12 +238,16 @@ def obj_get(path, uint32_t file_flags=0):
     attr.pathname = fm_ptr(<const char *>encoded)
     attr.file_flags = file_flags
     cdef long result = fm_bpf(FM_OBJ_GET, &attr, sizeof(attr))
-    return Fd(<int>check(result, FM_OBJ_GET, 0, os.fsdecode(encoded)))
+    cdef Fd own = Fd(<int>check(result, FM_OBJ_GET, 0, os.fsdecode(encoded)))
+    own.given = f"the pin {os.fsdecode(encoded)}"
+    return own
 
 
 def duplicate(int fd):
     """Return an `Fd` of its own for an open descriptor, close-on-exec."""
-    return Fd(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+    cdef Fd own = Fd(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+    own.given = f"descriptor {fd}"
+    return own
 
 
 cdef object _fd_by_id(int command, uint32_t number, uint32_t open_flags, str what):
@@ -343,7 +347,8 @@ cdef int _require(Fd fd, str kind) except -1:
         # A sandbox without /proc: ask the kernel itself.
         target = f"anon_inode:{kind}" if _is(fd, kind) else "something else"
     if target != f"anon_inode:{kind}":
-        raise ValueError(f"descriptor {fd.number} is {target}, not a {kind}")
+        given = fd.given or f"descriptor {fd.number}"
+        raise ValueError(f"{given} is {target}, not a {kind}")
     return 0
 
 
