@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from fastmap._core.maps.map import KeyedCore
 from fastmap._core.rows.rows import Rows, rows_of
+from fastmap._core.system.threads import in_threads
 from fastmap.enums import ANY, Command
 from fastmap.errors import batch_error
 from fastmap.inkernel.routes import Route
 from fastmap.maptypes.handle import Map, check_via
-from fastmap.maptypes.threads import in_threads
 
 Keys: TypeAlias = npt.ArrayLike | Sequence[Any]
 
@@ -139,8 +139,9 @@ class KeyedMap(Map, KeyedCore):
             "raise" stops at the first that fails; exactly the first ``.applied`` are applied.
             "return" attempts all and returns their errnos.
         threads : int
-            Split the work over so many threads. With "raise", each of them stops at its own first
-            failure then, and ``.applied`` counts over all of them.
+            Split the work over so many threads, all of which have ended when the call does, also
+            where a Ctrl-C ends it. With "raise", each of them stops at its own first failure then,
+            and ``.applied`` counts over all of them.
 
         Returns
         -------
@@ -173,7 +174,7 @@ class KeyedMap(Map, KeyedCore):
             "ignore" skips keys that are missing or given twice; "raise" stops at the first;
             "return" attempts all and returns their errnos.
         threads : int
-            Split the work over so many threads.
+            Split the work over so many threads; see `update_many`.
 
         Returns
         -------

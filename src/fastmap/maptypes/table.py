@@ -24,6 +24,7 @@ from fastmap._core.rows.columns import Columns
 from fastmap._core.rows.convert import taken
 from fastmap._core.rows.rows import rows_of
 from fastmap._core.system.syscall import possible_cpus, rescue
+from fastmap._core.system.threads import in_threads
 from fastmap.dtypes import Reduce, Where, plan, slots, unpacked
 from fastmap.enums import ANY, NOEXIST, Command, MapType, UpdateFlag, running_kernel
 from fastmap.errors import KeyExists, KeyNotFound, PermissionDenied
@@ -32,7 +33,6 @@ from fastmap.maptypes.handle import Map
 from fastmap.maptypes.keyed import KeyedMap, Keys
 from fastmap.maptypes.reader import Reader, count, sweep
 from fastmap.maptypes.rules import Shape
-from fastmap.maptypes.threads import in_threads
 
 #: Stands for a default that is not given.
 MISSING: Any = object()
@@ -66,7 +66,7 @@ class Table(KeyedMap):
         via : {"auto", "syscall", "kernel"}, optional
             The way; the map's where it is not given.
         threads : int
-            Split the work over so many threads.
+            Split the work over so many threads; see `update_many`.
 
         Returns
         -------
