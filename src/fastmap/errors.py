@@ -357,6 +357,16 @@ def from_errno(number: int, command: int, map_type: int = 0, detail: str = "") -
     return error
 
 
+#: What says nothing of the kernel: that it, or this process, has none left, or was disturbed.
+SHORTAGES = frozenset({_errno.EMFILE, _errno.ENFILE, _errno.ENOMEM, _errno.EAGAIN, _errno.EINTR})
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Tell whether a failure is for want of descriptors or memory: it may be gone the next time."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in SHORTAGES)
+
+
 @cache
 def _batch_class(cls: type[BpfError]) -> type[BatchError]:
     if cls is BpfError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from fastmap.enums import (
     running_kernel,
     version_text,
 )
-from fastmap.errors import ENOTSUPP, BpfError, PermissionDenied
+from fastmap.errors import ENOTSUPP, BpfError, PermissionDenied, is_shortage
 from fastmap.inkernel import key_programs
 from fastmap.kernel.map_facts import BATCHES, FACTS, smallest_kernel
 
@@ -50,12 +50,15 @@ class Feature:
         None where it cannot be told.
     reason : str
         Why not, or why it cannot be told.
+    lasting : bool
+        False where it could not be asked now, for want of a descriptor or of memory.
     """
 
     name: str
     since: Version | None
     supported: bool | None
     reason: str = ""
+    lasting: bool = True
 
     def __bool__(self) -> bool:
         return bool(self.supported)
@@ -130,24 +133,30 @@ def _make(kind: MapType, flags: int = 0, **sizes: int) -> syscall.Fd:
             fd.close()
 
 
-def _judge(probe: Callable[[], Any], needs: str = "CAP_BPF") -> tuple[bool | None, str]:
-    """Run a probe: True where it succeeds, None where a capability is missing, or False."""
+def _judge(probe: Callable[[], Any], needs: str = "CAP_BPF") -> tuple[bool | None, str, bool]:
+    """Run a probe: True where it succeeds, None where a capability is missing, or False.
+
+    With it, why, and whether that lasts.
+    """
     try:
         made = probe()
-    except BpfError as error:
-        if error.errno in (errno.EPERM, errno.EACCES):
-            return None, f"{needs} is missing"
-        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP):
-            return False, ""
-        return None, str(error)
+    except (OSError, MemoryError) as error:
+        if is_shortage(error):
+            return None, str(error) or "no memory", False
+        code = getattr(error, "errno", 0)
+        if code in (errno.EPERM, errno.EACCES):
+            return None, f"{needs} is missing", True
+        if code in (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP):
+            return False, "", True
+        return None, str(error), True
     if isinstance(made, syscall.Fd | Program):
         made.close()
-    return True, ""
+    return True, "", True
 
 
 def _feature(name: str, since: Version | None, probe: Callable[[], Any],
              needs: str = "CAP_BPF") -> Feature:
-    supported, reason = _judge(probe, needs)
+    supported, reason, lasting = _judge(probe, needs)
     if supported is False:
         if since is None:
             reason = "no kernel has it"
@@ -155,7 +164,7 @@ def _feature(name: str, since: Version | None, probe: Callable[[], Any],
             reason = f"needs Linux {version_text(since)}"
         else:
             reason = "this kernel is configured without it"
-    return Feature(name, since, supported, reason)
+    return Feature(name, since, supported, reason, lasting)
 
 
 def _map_type(kind: MapType) -> Feature:
@@ -243,6 +252,8 @@ def _kernel_function(name: str) -> None:
     try:
         described = Path("/sys/kernel/btf/vmlinux").read_bytes()
     except OSError as error:
+        if is_shortage(error):
+            raise
         raise BpfError(errno.EIO, f"no BTF of the kernel: {error.strerror}") from None
     if b"\0" + name.encode() + b"\0" not in described:
         raise BpfError(errno.EOPNOTSUPP, name)
@@ -257,9 +268,16 @@ _PROGRAM_PROBES: dict[str, Callable[[], Any]] = {
 }
 
 
-@cache
+_kept: list[Features] = []
+
+
+def forget() -> None:
+    """Let the next `features` ask anew."""
+    _kept.clear()
+
+
 def features() -> Features:
-    """Ask the running kernel what it has. The answers are kept.
+    """Ask the running kernel what it has. The answers are kept, if all could be had.
 
     Returns
     -------
@@ -269,6 +287,15 @@ def features() -> Features:
         programs and BTF may contain). Each says whether it is supported, not supported (and since
         which Linux it is), or why that cannot be told.
     """
+    if _kept:
+        return _kept[0]
+    found = _asked()
+    if all(each.lasting for each in found.values()):
+        _kept[:] = [found]
+    return found
+
+
+def _asked() -> Features:
     commands = [_feature(c.name, c.since, partial(_known, c)) for c in syscall.PROBED]
     commands += [
         _feature(f"{c.name} on {t.name}", smallest_kernel(c, t), partial(_batch_on, c, t))

@@ -16,7 +16,7 @@ from fastmap.enums import (
 )
 from fastmap.kernel.capabilities import missing_capabilities
 from fastmap.kernel.map_facts import smallest_kernel
-from fastmap.probes import features
+from fastmap.probes import features, forget
 
 pytestmark = pytest.mark.quick
 
@@ -57,7 +57,7 @@ def test_probes_run_once() -> None:
 def test_without_capabilities_it_cannot_be_told() -> None:
     def check() -> None:
         drop_capabilities()
-        features.cache_clear()
+        forget()
         told = features()
         assert told["HASH"].supported is None
         assert "CAP_BPF is missing" in told["HASH"].reason

@@ -17,7 +17,7 @@ from privileges import keep_only
 from support import in_child
 
 import fastmap
-from fastmap import NotSupported, PermissionDenied
+from fastmap import NotSupported, PermissionDenied, probes
 from fastmap._core.system import memory
 from fastmap.btf import Builder
 from fastmap.inkernel import policy, pool
@@ -183,7 +183,7 @@ def test_without_capabilities_system_calls_do_it(filled: Filled) -> None:
                 assert m.lookup_many(keys, via="kernel")[0].tolist() == (3 * keys).tolist()
         return run
 
-    fastmap.features.cache_clear()
+    probes.forget()
     in_child(task((CAP_BPF,), "CAP_PERFMON"))
     in_child(task((), "CAP_BPF"))
 

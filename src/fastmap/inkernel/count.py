@@ -6,16 +6,15 @@ writers have stopped it says what a walk finds; while they go on, neither is of 
 
 from __future__ import annotations
 
-import errno
 from functools import cache
-from pathlib import Path
 
 from fastmap._core.maps.map import MapCore
 from fastmap._core.maps.runner import find_types, load, returned
 from fastmap._core.system.syscall import Fd
 from fastmap.asm import R0, R1, Assembler, Code, HasFileno
 from fastmap.btf.encoder import Kind
-from fastmap.errors import BpfError
+from fastmap.errors import is_shortage
+from fastmap.inkernel.prefetch import kernel_btf
 
 #: The first Linux whose hashes all count, and let a program ask.
 SINCE = (6, 6)
@@ -28,9 +27,8 @@ PAYS = 1 << 16
 def function() -> int | None:
     """Return the BTF id of the kernel's function, or None where it has none."""
     try:
-        blob = Path("/sys/kernel/btf/vmlinux").read_bytes()
-        return int(find_types(blob, ((b"bpf_map_sum_elem_count", Kind.FUNC),))[0][0])
-    except (OSError, KeyError, ValueError):
+        return int(find_types(kernel_btf(), ((b"bpf_map_sum_elem_count", Kind.FUNC),))[0][0])
+    except (KeyError, ValueError):
         return None
 
 
@@ -68,13 +66,14 @@ class Counter:
         """Return how many entries there are; None where a program cannot be had."""
         mine = self._program
         if mine is None:
-            asked = function()
-            if asked is None or self._failed:
+            if self._failed:
                 return None
             try:
+                if (asked := function()) is None:
+                    return None
                 mine = self._program = load(core, program(core.fd, asked), "fastmap_count")
-            except BpfError as error:  # for want of a capability: a walk counts
-                self._failed = error.errno != errno.ENOMEM
+            except (OSError, MemoryError) as error:  # for want of a capability: a walk counts
+                self._failed = not is_shortage(error)
                 return None
         return returned(core, mine)
 

@@ -74,10 +74,13 @@ class Policy:
                 raise NotSupported(errno.EOPNOTSUPP, f"via='kernel': {reason}")
             return self.allowed(core, work)
         operation = OPERATIONS.get(work)
-        return (not reason and operation is not None and operation.fewest is not None
-                and count >= operation.fewest and self._means_the_same(work)
-                and (self._pool.has(work) or self._pays(work, count))
-                and not self.why_not(core, work, flags) and self.allowed(core, work))
+        try:
+            return (not reason and operation is not None and operation.fewest is not None
+                    and count >= operation.fewest and self._means_the_same(work)
+                    and (self._pool.has(work) or self._pays(work, count))
+                    and not self.why_not(core, work, flags) and self.allowed(core, work))
+        except (OSError, MemoryError):  # no descriptor or memory to find out: the next call asks
+            return False
 
     def _means_the_same(self, work: str) -> bool:
         by_pointer = self._pool.by_pointer
@@ -110,7 +113,10 @@ class Policy:
         return bool(self._flags & FOR_PROGRAMS)
 
     def why_not(self, core: MapCore, work: str, flags: int = 0) -> str:
-        """Return why `work` cannot be done in-kernel; an empty text where it can."""
+        """Return why `work` cannot be done in-kernel; an empty text where it can.
+
+        What is raised on the way, for want of descriptors or memory, is not kept.
+        """
         reason = self._reasons.get((work, flags))
         if reason is None:
             reason = self._reasons[work, flags] = self._why_not(core, work, flags)

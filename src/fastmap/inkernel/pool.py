@@ -14,7 +14,7 @@ from fastmap._core.rows.codec import PerCpuCodec
 from fastmap._core.system import syscall
 from fastmap._core.system.syscall import Fd
 from fastmap.enums import MapType, running_kernel
-from fastmap.errors import BpfError, PermissionDenied
+from fastmap.errors import BpfError, PermissionDenied, is_shortage
 from fastmap.inkernel import key_programs, percpu_values, prefetch, self_check
 from fastmap.inkernel.operations import OPERATIONS, Operation, Target
 from fastmap.kernel.capabilities import missing_capabilities
@@ -163,8 +163,9 @@ class Pool:
                 if not too_complex and (ahead := self._ahead(core, operation, target,
                                                              runner.scratch)) is not None:
                     return loaded(ahead)
-            except BpfError:  # it takes CAP_PERFMON; the plain one below tells if it fails, too
-                pass
+            except OSError as error:  # it takes CAP_PERFMON; the plain one below fails alike
+                if is_shortage(error):
+                    raise
             self.prefetches = False
         if not too_complex:
             try:
@@ -195,19 +196,19 @@ class Pool:
         while True:
             try:
                 runner = self.runner(core, work)
-            except BpfError as error:
-                if error.errno != errno.ENOMEM:
+            except (OSError, MemoryError) as error:
+                if not is_shortage(error):
                     self.failures[work] = str(error)
-                if not asked:
-                    return by_call()
-                if (os.getpid(), work) not in self._loaded:
+                if asked and (os.getpid(), work) not in self._loaded:
                     raise explained(error) from error
-                sleep(0.0002)  # those that are loaded are in use by other threads
-                continue
-            try:
-                return by_program(runner)
-            finally:
-                self.give_back(runner)
+            else:
+                try:
+                    return by_program(runner)
+                finally:
+                    self.give_back(runner)
+            if not asked:
+                return by_call()
+            sleep(0.0002)  # those that are loaded are in use by other threads
 
     def prepare(self, core: MapCore, works: tuple[str, ...], threads: int) -> None:
         """Load the programs for `works`, for so many threads."""
@@ -219,17 +220,19 @@ class Pool:
                     if not runners[-1].has(work):
                         runners[-1].add(work, self.load(core, work, runners[-1]))
                         self._loaded.add((os.getpid(), work))
-        except BpfError as error:
+        except OSError as error:
             raise explained(error) from error
         finally:
             for runner in runners:
                 self.give_back(runner)
 
 
-def explained(error: BpfError) -> BpfError:
+def explained(error: OSError | MemoryError) -> OSError | MemoryError:
     """Say which capability it is that a load failed for, if it is that."""
+    if not isinstance(error, BpfError) or error.errno not in (errno.EPERM, errno.EACCES):
+        return error
     missing = missing_capabilities("CAP_BPF", "CAP_PERFMON")
-    if error.errno not in (errno.EPERM, errno.EACCES) or not missing:
+    if not missing:
         return error
     return PermissionDenied(error.errno, f"via='kernel': loading its program needs "
                             f"{' and '.join(missing)}; {error.strerror}")

@@ -23,6 +23,7 @@ from pathlib import Path
 from fastmap._core.maps.runner import find_types
 from fastmap.asm import R0, R1, R2, R3, R4, R5, R6, R7, R8, Assembler, HasFileno, Reg
 from fastmap.btf.encoder import Kind
+from fastmap.errors import is_shortage
 
 #: Keys that are touched before they are looked up: their lines fit the first cache.
 BLOCK = 64
@@ -69,11 +70,14 @@ class Inside:
 
 @cache
 def inside() -> Inside | None:
-    """Return what the kernel's BTF says of its hashes, or None where it says too little."""
+    """Return what the kernel's BTF says of its hashes, or None where it says too little.
+
+    What is raised, for want of a descriptor or of memory, is not kept.
+    """
     if sys.byteorder != "little":
         return None
     try:
-        blob = _KERNEL.read_bytes()
+        blob = kernel_btf()
         found = find_types(blob, ((b"bpf_rdonly_cast", Kind.FUNC), (b"bucket", Kind.STRUCT),
                                   (b"htab_elem", Kind.STRUCT), (b"bpf_htab", Kind.STRUCT),
                                   (b"bpf_array", Kind.STRUCT)))
@@ -83,18 +87,31 @@ def inside() -> Inside | None:
                       in_elem[b"hash"], in_elem[b"key"], in_htab[b"buckets"],
                       in_htab[b"n_buckets"], in_htab[b"hashrnd"],
                       _offsets(blob, array_at)[b""])
-    except (OSError, KeyError, ValueError):
+    except (KeyError, ValueError):
         return None
+
+
+def kernel_btf() -> bytes:
+    """Return the kernel's BTF; `KeyError` where there is none."""
+    try:
+        return _KERNEL.read_bytes()
+    except OSError as error:
+        if is_shortage(error):
+            raise
+        raise KeyError("vmlinux") from error
 
 
 @cache
 def map_id_at() -> int | None:
-    """Return where the kernel keeps a map's id in its struct, or None where its BTF tells not."""
+    """Return where the kernel keeps a map's id in its struct, or None where its BTF tells not.
+
+    Raises as `inside` does.
+    """
     try:
-        blob = _KERNEL.read_bytes()
+        blob = kernel_btf()
         ((_, at),) = find_types(blob, ((b"bpf_map", Kind.STRUCT),))
         return _offsets(blob, at)[b"id"]
-    except (OSError, KeyError, ValueError):
+    except (KeyError, ValueError):
         return None
 
 

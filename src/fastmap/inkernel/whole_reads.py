@@ -10,7 +10,7 @@ from fastmap._core.maps.walker import Walker
 from fastmap._core.rows.codec import PerCpuCodec
 from fastmap._core.rows.columns import Columns
 from fastmap.enums import MapType, running_kernel
-from fastmap.errors import BpfError, NotSupported
+from fastmap.errors import NotSupported, is_shortage
 from fastmap.inkernel import prefetch, scan_programs, self_check
 from fastmap.inkernel.operations import HASHES
 from fastmap.inkernel.policy import Policy
@@ -55,20 +55,28 @@ class Walks:
         self._condition = None if columns is None else columns.condition
         self._out_size = size if columns is None else columns.out_size
         self._cpus = pool.layout.cpus
-        # What goes over buckets itself does it in short runs, and reads the values of all CPUs.
-        self._inside = prefetch.inside() if (
-            policy.kind in HASHES and running_kernel() >= MAY_GOTO
-            and (self._cpus or entries >= prefetch.FEWEST_ENTRIES)) else None
-        first = self._first_capacity()
+        self._inside: prefetch.Inside | None = None
         if columns is None and isinstance(core.value, PerCpuCodec):
             self._columns = self_check.wide(core.value)
-        self._reason = (scan_programs.why_not(self._columns, self._condition, len(self._cpus))
-                        or self._too_large(first) or self._for_want_of_buckets())
+        # Why not; None: that was not found out yet.
+        self._reason: str | None = None
         self._walker: Walker | None = None
         #: How many entries the last read found; as many as there can be where that is not known.
         self.found = entries
         if via == "kernel":
-            policy.takes(core, self._work, via, entries, reason=self._reason)  # says why not
+            policy.takes(core, self._work, via, entries, reason=self._why_not())  # says why not
+
+    def _why_not(self) -> str:
+        """Return what is against it; an empty text where nothing is."""
+        if self._reason is None:
+            # What goes over buckets itself does it in short runs, and reads the values of all CPUs.
+            self._inside = prefetch.inside() if (
+                self._policy.kind in HASHES and running_kernel() >= MAY_GOTO
+                and (self._cpus or self._entries >= prefetch.FEWEST_ENTRIES)) else None
+            self._reason = (
+                scan_programs.why_not(self._columns, self._condition, len(self._cpus))
+                or self._too_large(self._first_capacity()) or self._for_want_of_buckets())
+        return self._reason
 
     def _for_want_of_buckets(self) -> str:
         return "" if self._inside or not self._cpus else (
@@ -89,18 +97,24 @@ class Walks:
         policy, core, asked = self._policy, self._core, self._via == "kernel"
         if not asked and not self._array and self.found < SPARSE * self._entries:
             return None
-        if not policy.takes(core, self._work, self._via, self._entries, reason=self._reason):
+        try:
+            reason = self._why_not()
+        except (OSError, MemoryError):
+            if asked:
+                raise
+            return None
+        if not policy.takes(core, self._work, self._via, self._entries, reason=reason):
             return None
         try:
             if self._walker is None or self._walker.other_process:
                 self._make(self._first_capacity())
             while self._walker is not None and not self._walker.fill(core):
                 self._make(4 * self._walker.capacity)
-        except BpfError as error:
+        except (OSError, MemoryError) as error:
             self._walker = None
             if asked:
                 raise explained(error) from error
-            if error.errno != errno.ENOMEM:
+            if not is_shortage(error):
                 self._reason = str(error)
         return self._walker
 
@@ -124,8 +138,8 @@ class Walks:
                     self._inside = None
                 else:
                     walker.use(self_check.load_walk(core, output, self._inside, self._cpus))
-            except BpfError:  # it takes CAP_PERFMON
-                if self._cpus:
+            except OSError as error:  # it takes CAP_PERFMON
+                if self._cpus or is_shortage(error):
                     raise
                 self._inside = None
         if self._inside is None:

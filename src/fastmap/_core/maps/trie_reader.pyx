@@ -14,7 +14,7 @@ from fastmap._core.rows.columns cimport Columns
 from fastmap._core.maps.map cimport MapCore
 from fastmap._core.system.memory cimport Block
 from fastmap._core.maps.prefix cimport comes_after
-from fastmap._core.system.syscall cimport Fd, look_for_signals
+from fastmap._core.system.syscall cimport Fd, check, look_for_signals
 from fastmap._core.system.uapi cimport *
 from fastmap._core.system import syscall
 
@@ -27,7 +27,10 @@ COUNTS_SINCE = (6, 4)
 
 @cache
 def _overhead():
-    """Return the bytes of a prefix besides its address and its value; 0 where none can be told."""
+    """Return the bytes of a prefix besides its address and its value; 0 where none can be told.
+
+    What is raised, for want of a descriptor or of memory, is not kept.
+    """
     cdef Fd trial
     cdef char key[5]
     cdef char value = 0
@@ -36,21 +39,22 @@ def _overhead():
         trial = syscall.map_create(MapType.LPM_TRIE, 5, 1, 1, MapFlag.NO_PREALLOC, b"fastmap_trial")
         if int(syscall.fdinfo(trial)["memlock"]):
             return 0  # an older kernel: that is for all entries that it can hold
-        if fm_elem(FM_MAP_UPDATE_ELEM, trial.get(), key, &value, 0) < 0:
-            return 0
+        check(fm_elem(FM_MAP_UPDATE_ELEM, trial.get(), key, &value, 0), FM_MAP_UPDATE_ELEM)
         return int(syscall.fdinfo(trial)["memlock"]) - 2
-    except (OSError, KeyError):  # for want of a capability, or of /proc
+    except (OSError, KeyError) as error:  # for want of a capability, or of /proc
+        if errors.is_shortage(error):
+            raise
         return 0
 
 
 cdef object entries_of(MapCore map, Py_ssize_t sizes):
     """Return how many prefixes a trie has, whose address and value take `sizes` bytes, or None."""
-    overhead = _overhead()
-    if not overhead:
-        return None
     try:
+        overhead = _overhead()
+        if not overhead:
+            return None
         return int(syscall.fdinfo(map.fd)["memlock"]) // (overhead + sizes)
-    except (OSError, KeyError):
+    except (OSError, MemoryError, KeyError):
         return None
 
 
@@ -73,7 +77,10 @@ cdef class TrieReader(BatchReader):
     def __cinit__(self, MapCore map not None, Py_ssize_t max_entries, bint is_array,
                   Columns columns, Py_ssize_t chunk):
         self.last = Block(self.key_size)
-        _overhead()  # before capabilities are given up
+        try:
+            _overhead()  # before capabilities are given up
+        except (OSError, MemoryError):  # the next read asks again
+            pass
 
     def rewind(self):
         """Start over at the map's first entry."""
