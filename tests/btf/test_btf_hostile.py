@@ -6,6 +6,7 @@ import io
 import random
 import struct
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from support import examples
 from test_btf import DTYPES, INT32, UNSIGNED_CHAR, blob, info
 from test_btf_reading import CALLS
 
+from fastmap import read_btf
 from fastmap.btf import Btf, Layout, elf, encode
 from fastmap.btf.layout import MAX_WORK
 from fastmap.btf.parse import MAX_FIELDS
@@ -248,3 +250,18 @@ def test_mutations_are_read_or_refused() -> None:
                         continue
         assert answers
     assert read > examples(4000) // 5
+
+
+@pytest.mark.parametrize("magic", [b"\x9f\xeb", b"\x7fELF\x02\x01"])
+def test_a_sparse_file_of_many_gb_is_not_read(magic: bytes, tmp_path: Path) -> None:
+    """What the header does not tell of is left where it is; what it may not tell of is refused."""
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.write(magic)
+        file.truncate(1 << 40)  # more than any memory
+    with pytest.raises(ValueError):
+        read_btf(path)
+    if magic == b"\x9f\xeb":
+        path.write_bytes(struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 1 << 31, 1 << 31, 8))
+        with pytest.raises(ValueError, match="no BTF has more than 256 MiB"):
+            read_btf(path)

@@ -8,6 +8,9 @@ from typing import BinaryIO
 MAGIC = b"\x7fELF"
 _NOBITS = 8
 _COMPRESSED = 1 << 11
+#: More than any BTF has, and any section that is looked at: vmlinux's is 6 MB, and in all DWARF
+#: there is nothing to be found here. A sparse file of many GB costs nothing to make.
+MOST_BYTES = 256 << 20
 _MAX_SECTIONS = 1 << 20
 # By class (32, 64 bits): the file's header, a section's, where the link of a section stands in it.
 _HEADERS = {1: ("HHIIIIIHHHHHH", "IIIIIIIIII"), 2: ("HHIQQQIHHHHHH", "IIQQQQIIQQ")}
@@ -59,6 +62,8 @@ def _content(file: BinaryIO, row: tuple[int, ...], what: str) -> bytes:
 
 
 def _read(file: BinaryIO, at: int, size: int, what: str) -> bytes:
+    if size > MOST_BYTES:
+        raise ValueError(f"ELF {what}: {size} bytes, more than {MOST_BYTES >> 20} MiB")
     # The end first: a size that lies is not asked for.
     if at + size > file.seek(0, 2):
         raise ValueError(f"ELF {what}, {size} bytes at byte {at}: beyond the end of the file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from fastmap._core.system import syscall
 from fastmap._core.system.syscall import Fd
 from fastmap.btf import elf
-from fastmap.btf.encoder import MAGIC
+from fastmap.btf.encoder import HEADER, MAGIC
 from fastmap.btf.layout import Btf, Layout
 from fastmap.errors import BpfError
 
@@ -188,7 +189,7 @@ def _at(path: str | os.PathLike[str]) -> tuple[Btf, _Roles]:
         head = file.read(4)
         if head[:2] in _BTF_MAGICS:
             split = where.parent == _KERNEL and where.name != "vmlinux"
-            return Btf(head + file.read(), read_btf() if split else None), {}
+            return Btf(_raw(file, head), read_btf() if split else None), {}
         if head == elf.MAGIC:
             blob, base = elf.section(file, ".BTF"), elf.section(file, ".BTF.base")
             if blob is None:
@@ -202,6 +203,26 @@ def _at(path: str | os.PathLike[str]) -> tuple[Btf, _Roles]:
         raise ValueError(
             f"{where} is no ELF file, no raw BTF, and cannot be opened as a pin ({error})"
         ) from None
+
+
+def _raw(file: BinaryIO, head: bytes) -> bytes:
+    """Return the BTF that `file` goes on with, of the size that its header says."""
+    header = head + file.read(HEADER.size - len(head))
+    if len(header) < HEADER.size:
+        return header  # too short, which its reader tells
+    order = "<" if head[:2] == _BTF_MAGICS[0] else ">"
+    _, _, _, length, *parts = struct.unpack(order + HEADER.format.lstrip("<>="), header)
+    types, strings = sum(parts[:2]), sum(parts[2:])
+    extent = max(types, strings)
+    if length >= HEADER.size + 8:  # kinds that a later kernel describes
+        header += file.read(8)
+        if len(header) == HEADER.size + 8:
+            extent = max(extent, sum(struct.unpack_from(order + "II", header, HEADER.size)))
+    size = length + extent
+    if size > elf.MOST_BYTES:
+        raise ValueError(f"the header tells of {size} bytes: no BTF has more than "
+                         f"{elf.MOST_BYTES >> 20} MiB")
+    return header + file.read(max(size - len(header), 0))
 
 
 def _opened(where: Path) -> BinaryIO:
