@@ -198,6 +198,21 @@ def test_names_of_processes_do_nothing_to_a_terminal(said: Said, make: Callable[
     assert r"\x1b[2Jevil\xff" in said("dump", m.id)[0]
 
 
+def test_entries_that_cannot_be_counted(said: Said, make: Callable[..., Any]) -> None:
+    m = make("task_storage", value="u8")
+    m[os.getpid()] = 1
+    assert "entries:     not countable" in said("show", m.id)[0]
+    assert json.loads(said("show", m.id, "--json")[0])["entries"] is None
+
+
+def test_what_is_not_finite_does_not_grow(said: Said, make: Callable[..., Any]) -> None:
+    m = make("hash", key="u4", value="f8", max_entries=4)
+    m.update_many([1, 2, 3], [np.nan, np.inf, 5.0])
+    for by in ((), ("--by", "value")):
+        text = said("top", m.id, "--count", 1, "--interval", 0.01, *by)[0]
+        assert "0 of 3 entries grew" in text and "nan" not in text and "inf" not in text
+
+
 def test_where_top_limit(said: Said, flows: Any) -> None:
     def ports(*options: str | int) -> list[int]:
         found = json.loads(said("dump", flows.id, "--json", *options)[0])

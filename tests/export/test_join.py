@@ -96,6 +96,29 @@ def test_as_a_dict_would(reads: tuple[int, str, int, Entries, Entries], swapped:
         assert (out[i].tolist(), bool(restarted[i])) == (want, anew)
 
 
+def test_what_is_not_finite_has_not_grown() -> None:
+    inf, nan = np.inf, np.nan
+    for kind in ("f4", "f8", ">f4", ">f8"):
+        swapped = kind[0] == ">"
+        for now, last, difference, anew in (
+                (nan, 1, 0, False), (inf, 1, 0, False), (-inf, 1, 0, False), (nan, nan, 0, False),
+                (inf, inf, 0, False), (inf, -inf, 0, False), (3, nan, 3, True), (3, inf, 3, True),
+                (3, -inf, 3, True), (3, 1, 2, False)):
+            join = Join(1, [], 2 * int(kind[-1]), 1, [(kind.lstrip(">"), swapped, 0, 2)], None,
+                        False)
+            dtype = np.dtype((kind, (2,)))
+            keys = np.array([b"a", b"b"], "V1")
+            values = np.zeros((2, 1), dtype)
+            values[:, 0] = [[now, 7], [now, 7]]
+            before = np.zeros((1, 1), dtype)
+            before[0, 0] = [last, 5]
+            join.differences(keys, values, keys[:1].copy(), before)
+            out = np.frombuffer(join.out, kind, 4).tolist()
+            assert out == [difference, 2, now if np.isfinite(now) else 0, 7], (kind, now, last)
+            assert np.frombuffer(join.restarted, "?", 2).tolist() == [anew, False]
+            assert np.frombuffer(join.new, "?", 2).tolist() == [False, True]
+
+
 def test_floats_fall_to_begin_anew() -> None:
     for kind in ("f4", "f8"):
         join = Join(1, (), int(kind[1]), 1, [(kind, False, 0, 1)], None, False)
@@ -103,8 +126,8 @@ def test_floats_fall_to_begin_anew() -> None:
         keys, values = sides({b"a": [4.0], b"b": [1.5], b"c": [1.0]}, 1, kind, 1, 0)
         join.differences(keys, values, *sides(last, 1, kind, 1, 0))
         out, _, restarted, _ = result(join, keys, kind, 1)
-        assert out[:2, 0].tolist() == [1.5, 1.5] and np.isnan(out[2, 0])
-        assert restarted.tolist() == [False, True, False]
+        assert out[:, 0].tolist() == [1.5, 1.5, 1.0]
+        assert restarted.tolist() == [False, True, True]
 
 
 def test_what_is_no_counter_stays() -> None:

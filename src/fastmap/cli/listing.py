@@ -29,6 +29,7 @@ from fastmap.kernel.inventory import MapInfo, ProgramInfo, maps, programs
 from fastmap.live.found import Parts, tables
 from fastmap.live.table import LiveTable
 from fastmap.maptypes.batch import padded
+from fastmap.maptypes.storage import LocalStorage
 from fastmap.maptypes.table import DictMap
 
 #: The type that a live table has in lists, of several maps.
@@ -184,9 +185,11 @@ def _show(given: argparse.Namespace) -> int:
         return 0
     print(styled(f"{visible(row['name']) or '(no name)'}, a {row['type']} map", BOLD))
     holds = f"{row['max_entries']:,}"
-    if row["entries"] is not None:
-        holds = (f"{row['entries']:,} of {holds} "
-                 f"({100 * row['entries'] / max(row['max_entries'], 1):.1f}%)")
+    if isinstance(m, LocalStorage):
+        holds = "not countable: they belong to their owners, of which the kernel keeps no list"
+    elif row["entries"] is not None:
+        of = f" of {holds} ({100 * row['entries'] / row['max_entries']:.1f}%)"
+        holds = f"{row['entries']:,}{of if row['max_entries'] else ''}"
     lines = [("id", str(row["id"])), ("entries", holds),
              ("key", f"{row['key_size']} bytes"), ("value", f"{row['value_size']} bytes"),
              ("flags", " ".join(row["flags"]) or "-"), ("memory", size_text(row["memory"])),

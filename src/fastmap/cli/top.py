@@ -92,10 +92,10 @@ def _reading(batch: Grown, given: argparse.Namespace,
     if not by.startswith("value"):
         raise Misuse(f"--by {by}: a counter is 'value', or a field of it")
     grown = column(batch, by)
-    busiest = top(batch, given.rows, by)
-    busiest = busiest.take(column(busiest, by) > 0)
+    grew = (grown > 0) & (grown < np.inf)  # a live table's floats may be anything
+    busiest = top(batch if grew.ndim > 1 or grew.all() else batch.take(grew), given.rows, by)
     new = 0 if batch.new is None else np.count_nonzero(batch.new)
-    heading = (f"{m.name or m.id}: {np.count_nonzero(grown):,} of {len(batch):,} entries grew in "
+    heading = (f"{m.name or m.id}: {np.count_nonzero(grew):,} of {len(batch):,} entries grew in "
                f"{batch.seconds:.1f} s, {new:,} new")
     if isinstance(batch, DeltaBatch):  # who expires a live table has told
         heading += f", {len(batch.gone):,} gone"

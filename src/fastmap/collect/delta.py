@@ -144,7 +144,8 @@ class Delta:
       wraps there.
     - Where one counter of an entry surely began anew, on whatever CPU, those of the same entry
       that look wrapped did too: a key made again begins anew in all of them.
-    - Floats do not wrap.
+    - Floats do not wrap. What is not finite (NaN, infinity) has not grown: the difference is 0, and
+      the next finite value has begun anew.
 
     What rose is taken to have risen: of a key deleted, made again and counted beyond where it was,
     nobody can tell. Signed counters are measured around their whole range, so that -1 to 2 is 3;

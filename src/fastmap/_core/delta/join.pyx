@@ -45,6 +45,7 @@ cdef enum:
     CAREFUL
     DOUBT
     ADD
+    FINITE
 
 #: The kinds of counters, by numpy's letter and size: signed ones from 8 on.
 KINDS = {"u1": 0, "u2": 1, "u4": 2, "u8": 3, "f4": 4, "f8": 5, "i1": 8, "i2": 9, "i4": 10, "i8": 11}
@@ -65,7 +66,8 @@ cdef inline bint quick(const char *now, const char *last, char *out, Py_ssize_t 
         d = <number>(a - b)
         memcpy(out + i * sizeof(number), &d, sizeof(number))
         if number is float or number is double:
-            back |= a < b
+            # Also where one is no number or infinite: what compares with that is false.
+            back |= not (d >= 0 and d - d == 0)
         else:
             # Of signed numbers one that wrapped is as one that rose, unless others restarted.
             back |= (d >= half or (a ^ half) < (b ^ half)) if signed else a < b
@@ -91,7 +93,11 @@ cdef inline int careful(const char *now, const char *last, char *out, Py_ssize_t
         _copy(<char *>&b, last + i * sizeof(number), sizeof(number), swapped)
         d = <number>(a - b)
         if number is float or number is double:
-            back = far = a < b
+            if a - a != 0:  # no number, or infinite: that is nothing that grew
+                d = 0
+                back = far = False
+            else:
+                back = far = a < b or b - b != 0
         else:
             back = (a ^ half) < (b ^ half) if signed else a < b
             if signed and d >= half:
@@ -118,11 +124,25 @@ cdef inline void added(char *to, const char *other, Py_ssize_t count, bint swapp
         _copy(to + i * sizeof(number), <char *>&a, sizeof(number), swapped)
 
 
+cdef inline void finite(char *to, Py_ssize_t count, bint swapped, number *like) noexcept nogil:
+    """Let what is no number or infinite be 0."""
+    cdef Py_ssize_t i
+    cdef number a
+    if number is float or number is double:
+        for i in range(count):
+            _copy(<char *>&a, to + i * sizeof(number), sizeof(number), swapped)
+            if a - a != 0:
+                memset(to + i * sizeof(number), 0, sizeof(number))
+
+
 cdef inline int apply(int what, const char *now, const char *last, char *out, const Run *run,
                       number *like) noexcept nogil:
     cdef bint signed = run.kind >= 8
     if what == QUICK:
         return run.swapped or quick(now, last, out, run.count, signed, like)
+    if what == FINITE:
+        finite(out, run.count, run.swapped, like)
+        return 0
     if what == ADD:
         added(out, now, run.count, run.swapped, like)
         return 0
@@ -131,7 +151,7 @@ cdef inline int apply(int what, const char *now, const char *last, char *out, co
 
 cdef int work(int what, const Run *run, const char *now, const char *last,
               char *out) noexcept nogil:
-    """Do with a run of counters what `quick`, `careful` or `added` do with one kind of number."""
+    """Do with a run of counters what `quick`, `careful` and so on do with one kind of number."""
     cdef int kind = run.kind & 7
     now += run.at
     last += run.at
@@ -443,13 +463,18 @@ cdef class Join:
                 work(ADD, &self.runs[r], other + cpu * stride, other, row + cpu * stride)
 
     cdef void _take(self, Side *now, Py_ssize_t i) noexcept nogil:
-        """Let the differences of entry `i` be its counters as they are."""
+        """Let the differences of entry `i` be its counters as they are, but 0 if not finite."""
         cdef const char *row = now.rows + i * now.row_stride
         cdef char *out = self.out.data + i * self.out_size
         cdef char *whole = out if self.columns is None else self.scratch.data
-        cdef Py_ssize_t cpu
+        cdef char *at
+        cdef Py_ssize_t cpu, r
         for cpu in range(self.cpus):
-            memcpy(whole + cpu * self.value_size, row + cpu * now.cpu_stride, self.value_size)
+            at = whole + cpu * self.value_size
+            memcpy(at, row + cpu * now.cpu_stride, self.value_size)
+            for r in range(self.used):
+                if self.runs[r].kind & 7 >= 4:  # floats
+                    work(FINITE, &self.runs[r], at, at, at)
         if self.columns is not None:
             self.columns.fill(whole, out)
 
