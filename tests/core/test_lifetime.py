@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,13 @@ def busy(reader: Any) -> bool:
     return False
 
 
+def until_busy(reader: Any) -> None:
+    """Return once another thread is inside `reader`."""
+    while not busy(reader):
+        # Asked without a pause, the other thread would run only while this one is inside.
+        time.sleep(0.001)
+
+
 def test_fork_beside_a_busy_reader(filled: Callable[..., Any]) -> None:
     m, n = filled(200_000), 200_000
     reader, stop, counts = m.reader(), threading.Event(), []
@@ -335,8 +343,7 @@ def test_fork_beside_a_busy_reader(filled: Callable[..., Any]) -> None:
     thread = threading.Thread(target=loop)
     thread.start()
     try:
-        while not busy(reader):
-            pass
+        until_busy(reader)
         in_child(in_the_child)
     finally:
         stop.set()
@@ -360,29 +367,45 @@ def test_a_child_s_views_are_its_own(filled: Callable[..., Any]) -> None:
     assert set(reader.read().values.tolist()) == {1}
 
 
-def test_a_close_deferred_at_fork_does_not_leak(filled: Callable[..., Any]) -> None:
-    m = filled(300_000)
+def closed_inside(m: Any) -> threading.Thread | None:
+    """Close `m` while a thread reads it; return that thread, None where the read had just ended."""
     number, reader = m.fileno(), m.reader(chunk=1)
 
     def insist() -> None:
-        with contextlib.suppress(RuntimeError):  # `busy` was inside
-            reader.read()
-            return
-        insist()
+        while True:
+            try:
+                reader.read()
+            except RuntimeError:  # `busy` was inside
+                continue
+            except ValueError:  # closed
+                return
 
     thread = threading.Thread(target=insist)
     thread.start()
-    while not busy(reader):
-        pass
+    until_busy(reader)
     m.close()
-    os.fstat(number)  # the read goes on: the descriptor is still open
+    try:
+        os.fstat(number)  # the read goes on: the descriptor is still open
+    except OSError:
+        thread.join()
+        return None
+    return thread
+
+
+def test_a_close_deferred_at_fork_does_not_leak(filled: Callable[..., Any]) -> None:
+    thread = None
+    while thread is None:
+        m = filled(300_000)
+        number = m.fileno()
+        thread = closed_inside(m)
 
     def in_the_child() -> None:
         with pytest.raises(ValueError):
             m.fileno()
         m.close()
-        with pytest.raises(OSError):
+        with contextlib.suppress(OSError):
             os.fstat(number)
+            raise AssertionError("the child's descriptor is open")
 
     in_child(in_the_child)
     thread.join()
