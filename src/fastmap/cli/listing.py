@@ -28,7 +28,7 @@ from fastmap.kernel.bpffs import pins
 from fastmap.kernel.inventory import MapInfo, ProgramInfo, maps, programs
 from fastmap.live.found import Parts, tables
 from fastmap.live.table import LiveTable
-from fastmap.maptypes.batch import padded
+from fastmap.maptypes.reader import padded_keys
 from fastmap.maptypes.storage import LocalStorage
 from fastmap.maptypes.table import DictMap
 
@@ -178,8 +178,7 @@ def _show(given: argparse.Namespace) -> int:
         # A walk over every entry: what a table holds, nobody else tells.
         counted = hasattr(m, "reader") and hasattr(m, "__len__")
         row["entries"] = len(m) if counted else None  # type: ignore[arg-type]
-        row["padded_keys"] = sum(padded(batch) for batch in m.reader()) if (
-            isinstance(m, DictMap) and m.key.padding) else 0
+        row["padded_keys"] = padded_keys(m) if isinstance(m, DictMap) else 0
     if given.json:
         as_json(row)
         return 0

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastmap._core.rows.convert import as_bytes, copied, padding_of, taken
+from fastmap._core.rows.convert import copied, taken
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -125,14 +125,6 @@ class Keys(np.ndarray[Any, Any]):
     def copy(self, order: Any = "C") -> Any:
         """Return a copy, all bytes of it."""
         return super().copy(order) if self.dtype.names is None else copied(self)
-
-
-def padded(batch: Batch) -> int:
-    """Return how many keys of a batch have padding that is not zero: C programs leave it so."""
-    bits = as_bytes(batch.keys).view(np.uint8).reshape(len(batch), -1)
-    where = [slice(at, at + length) for at, length in padding_of(batch.keys.dtype)]
-    return int(np.count_nonzero(sum((bits[:, part].any(1) for part in where),
-                                    np.zeros(len(batch), np.bool_))))
 
 
 def elements(array: Array) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from fastmap._core.rows.codec import PerCpuCodec
 from fastmap._core.rows.columns import Columns
 from fastmap._core.rows.convert import copied
+from fastmap._core.rows.rows import keys_of
 from fastmap._core.system.syscall import rescue
 from fastmap.dtypes import Reduce, Where, plan, slots
 from fastmap.maptypes.batch import Batch, Keys
@@ -223,6 +225,15 @@ def count(source: Map) -> int:
     while not core.ended:
         total += core.fill(False, False)
     return total
+
+
+def padded_keys(source: Map, chunks: int | None = None) -> int:
+    """Count the keys whose padding is not zero, in so many chunks of a read, or in all."""
+    if not source.key.padding:
+        return 0
+    found = (keys_of(batch.keys, source.key)[1]
+             for batch in islice(Reader(source, is_array=False), chunks))
+    return sum(len(each) for each in found if each is not None)
 
 
 def sweep(source: Map) -> None:

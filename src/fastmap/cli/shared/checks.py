@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from fastmap.errors import BpfError
 from fastmap.kernel.bpffs import mounted
 from fastmap.kernel.capabilities import CAPABILITIES
 from fastmap.kernel.inventory import maps as inventory
-from fastmap.maptypes.batch import padded
 from fastmap.maptypes.open import open as open_map
+from fastmap.maptypes.reader import padded_keys
 from fastmap.maptypes.table import CLASSES as DICTS
 from fastmap.maptypes.table import DictMap
 from fastmap.probes import features
@@ -242,8 +241,7 @@ def keys() -> Finding:
             if not info.btf_id or info.type not in DICTS:
                 continue
             with suppress(BpfError, ValueError), open_map(id=info.id, readonly=True) as m:
-                if isinstance(m, DictMap) and m.key.padding and any(
-                        padded(batch) for batch in islice(m.reader(), 1)):
+                if isinstance(m, DictMap) and padded_keys(m, chunks=1):
                     found.append(f"{info.name}({info.id})")
     except BpfError:
         return Finding(what, "note", "the maps of this machine may not be looked through")
