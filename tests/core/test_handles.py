@@ -208,3 +208,13 @@ def test_a_reader_is_a_context(make: Make) -> None:
     with m.reader() as reader:
         kept = reader.read()
     assert kept.values.tolist() == [5] and reader.read().values.tolist() == [5]
+
+
+def test_types_that_are_required_and_not_there(make: Make) -> None:
+    m = make("hash", **U4, btf=False)
+    with pytest.raises(ValueError, match=f"map {m.id} has no BTF that tells its key and value"):
+        fastmap.open(fd=m.fileno(), btf="require")
+    with pytest.raises(ValueError, match="tells its value: "):
+        fastmap.open(fd=m.fileno(), key="u4", btf="require")
+    with fastmap.open(fd=m.fileno(), key="u4", value="u4", btf="require") as other:
+        assert other.dtype_source == "given"
