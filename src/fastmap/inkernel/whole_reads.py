@@ -97,12 +97,14 @@ class Walks:
         policy, core, asked = self._policy, self._core, self._via == "kernel"
         if not asked and not self._array and self.found < SPARSE * self._entries:
             return None
-        try:
-            reason = self._why_not()
-        except (OSError, MemoryError):
-            if asked:
-                raise
-            return None
+        reason = self._reason
+        if reason is None:
+            try:
+                reason = self._why_not()
+            except (OSError, MemoryError):
+                if asked:
+                    raise
+                return None
         if not policy.takes(core, self._work, self._via, self._entries, reason=reason):
             return None
         try:
