@@ -224,18 +224,22 @@ def _condition(
     except (TypeError, ValueError):
         raise TypeError("where is (column, comparison, constant), such as "
                         "('value.bytes', '>=', 4096)") from None
-    if compare not in _BEYOND:
-        raise ValueError(f"where compares with one of {', '.join(_BEYOND)}, not {compare!r}")
+    if compare not in _BEYOND and compare != "in":
+        raise ValueError(f"where compares with one of {', '.join(_BEYOND)}, in, not {compare!r}")
     side, rest = split_column(path)
     dtype, offset = locate(key if side == "key" else value, rest) if rest else (
         key if side == "key" else value, 0)
+    if dtype.subdtype is not None and dtype.base == np.uint8 and len(dtype.shape) == 1:
+        dtype = np.dtype(f"V{dtype.itemsize}")  # an address, a hash: bytes
     if dtype.subdtype is not None or dtype.names is not None:
         raise TypeError(f"where {path}: one number or bytes, not {dtype}")
-    kind = _leaf_kind(dtype)
+    kind = None if compare == "in" else _leaf_kind(dtype)
     op = how.op(rest, kind) if how is not None and side == "value" else "copy"
     out = _widened(dtype, op)
     count = 1
-    if kind is not None and out.kind in "iub":
+    if compare == "in":  # the first bytes of an address: `fastmap.btf.described.condition`
+        kind, count, compare = "bytes", len(bound), "==" if bound else "always"
+    elif kind is not None and out.kind in "iub":
         if isinstance(bound, float) and bound.is_integer():
             bound = int(bound)
         try:

@@ -7,7 +7,7 @@ offers are its public methods, but for those that need a command which no kernel
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from support import INSIDE
@@ -23,6 +23,15 @@ from fastmap.maptypes.registry import CLASSES
 PAGE = Path(__file__).parents[2] / "docs" / "map-types.md"
 BEGIN = "<!-- The table of map types: made by `make tables`. -->\n"
 END = "<!-- The end of the table of map types. -->\n"
+
+BEGIN_CALLS = "<!-- The table of calls in the kernel: made by `make tables`. -->\n"
+END_CALLS = "<!-- The end of the table of calls in the kernel. -->\n"
+#: The calls of each row of `OPERATIONS`.
+CALLS = {
+    "lookup": "`lookup_many`", "update": "`update_many`", "delete": "`delete_many`",
+    "take": "`lookup_and_delete_many`", "increment": "`increment_many`", "push": "`push_many`",
+    "pop": "`pop_many`, `drain`", "walk": "`reader(exact=False)`, `snapshot(exact=False)`",
+    "exact walk": "`reader()`, `snapshot()`"}
 
 #: What every map has, and what is for the house.
 HANDLE = {"close", "closed", "fileno", "freeze", "info", "pin", "prepare", "settle", "unpin",
@@ -122,13 +131,37 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def in_kernel_table() -> str:
+    """Return the table of calls that programs do, a row for each row of `OPERATIONS`."""
+    lines = ["| call | map types | `via=\"auto\"` takes it | Linux |", "|---|---|---|---|"]
+    since = version_text(fastmap.features()["in-kernel"].since)
+    for name, operation in OPERATIONS.items():
+        alike = operation.same_meaning & operation.types
+        auto = "never: `via=\"kernel\"` asks for it"
+        if operation.fewest is not None and alike:
+            auto = f"from {operation.fewest} elements on"
+            if rest := operation.types - alike:
+                auto += f", but for {named(rest)}"
+        elif name == "increment":
+            auto = "always: no system call does it"
+        lines.append(f"| {CALLS[name]} | {named(operation.types)} | {auto} | {since} |")
+    return "\n".join(lines) + "\n"
+
+
+def named(kinds: Iterable[MapType]) -> str:
+    """Return map types in the order of their numbers."""
+    return ", ".join(f"`{kind.name.lower()}`" for kind in sorted(kinds))
+
+
 def rewritten(text: str) -> str:
-    """Return the page with the table as it is now."""
-    before, _, rest = text.partition(BEGIN)
-    old, mark, after = rest.partition(END)
-    if not mark:
-        raise ValueError("the page has no marks around the table of map types")
-    return before + BEGIN + table() + END + after
+    """Return the page with the tables as they are now."""
+    for begin, end, made in ((BEGIN, END, table), (BEGIN_CALLS, END_CALLS, in_kernel_table)):
+        before, _, rest = text.partition(begin)
+        _, mark, after = rest.partition(end)
+        if not mark:
+            raise ValueError(f"the page has no marks around a table: {begin.strip()}")
+        text = before + begin + made() + end + after
+    return text
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import enum
 import re
 import struct
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -130,16 +130,22 @@ class Builder:
         members: Iterable[tuple[str, int, int]],
         *,
         union: bool = False,
+        bits: Mapping[str, tuple[int, int]] | None = None,
     ) -> int:
-        """`members` are (name, type id, offset in bytes), in non-decreasing order of offset."""
+        """`members` are (name, type id, offset in bytes), in non-decreasing order of offset.
+
+        Those in `bits` are bitfields: the bit they begin at in the struct, and how many they are.
+        """
         rows = []
         last = 0
+        bits = bits or {}
         for member, type_id, offset in members:
             if offset < last or (union and offset):
                 raise ValueError(f"{name}.{member} at offset {offset} is out of order")
             last = offset
-            rows.append((self._string(member), type_id, offset * 8))
-        return self._add(Kind.UNION if union else Kind.STRUCT, name, size, rows)
+            at, width = bits.get(member, (offset * 8, 0))
+            rows.append((self._string(member), type_id, width << 24 | at))
+        return self._add(Kind.UNION if union else Kind.STRUCT, name, size, rows, flag=bool(bits))
 
     def add_enum(self, name: str, size: int, values: Iterable[tuple[str, int]]) -> int:
         """ENUM, or ENUM64 where `size` is 8; signed where a value is negative."""

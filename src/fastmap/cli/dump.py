@@ -39,6 +39,8 @@ def _add(parser: argparse.ArgumentParser) -> None:
                                                 "values that are arrays of slots")):
         formats.add_argument(f"--{name}", dest="format", action="store_const", const=name,
                              help=what)
+    parser.add_argument("--raw", action="store_true",
+                        help="numbers of enums, not the names that BTF has for them")
     parser.add_argument("--linear", action="store_true",
                         help="slots of a histogram are numbers, not powers of two")
     parser.add_argument("--unit", default="", help="what a histogram's slots are of, such as usecs")
@@ -65,11 +67,20 @@ def _run(given: argparse.Namespace) -> int:
             if given.format == "histogram":
                 draw(chunks, by=given.by, linear=given.linear, unit=given.unit)
             elif given.format is None:
-                _table(chunks, m, per_cpu, notes)
+                _table(_described(chunks, given, notes), m, per_cpu, notes)
             else:
+                if given.format in ("json", "csv"):
+                    chunks = _described(chunks, given, notes)
                 with _sink(given) as sink:
-                    WRITERS[given.format](chunks, sink, per_cpu, lambda: _none(m, given), notes)
+                    WRITERS[given.format](chunks, sink, per_cpu, lambda: _none(m, given, notes),
+                                          notes, not given.raw)
     return 0
+
+
+def _described(chunks: Iterator[Batch], given: argparse.Namespace,
+               notes: dict[str, str]) -> Iterator[Batch]:
+    """Yield the entries as BTF describes them; columns of --as are decoded from their numbers."""
+    return (batch.described(names=not given.raw, raw=notes) for batch in chunks)
 
 
 def note(text: str) -> tuple[str, str]:
@@ -98,16 +109,17 @@ def _table(chunks: Iterator[Batch], m: Map | LiveTable, per_cpu: bool,
     print_table(heading, rows())
 
 
-def _none(m: Map | LiveTable, given: argparse.Namespace) -> Batch:
+def _none(m: Map | LiveTable, given: argparse.Namespace, notes: dict[str, str]) -> Batch:
     """Return a batch of no entries, of the dtypes that entries would have."""
     if isinstance(m, LiveTable):
         return m.read(reduce=given.reduce or "sum").take(slice(0))  # type: ignore[arg-type]
-    return table_of(m).reader(reduce=given.reduce).empty()
+    empty = table_of(m).reader(reduce=given.reduce).empty()
+    return next(_described(iter([empty]), given, notes)) if given.format == "csv" else empty
 
 
 def _head(batch: Batch) -> Batch:
     return Batch(batch.keys[:1], batch.values[:1], complete=False, started_ns=0, ended_ns=0,
-                 key_objects=batch.key_objects)
+                 key_objects=batch.key_objects, layouts=batch.layouts)
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def _reading(batch: Grown, given: argparse.Namespace,
         heading += f", {len(batch.gone):,} gone"
     columns, cells = [], []
     networks = isinstance(m, LpmTrie) and ip_version(m.key_dtype) > 0
-    for each, texts in text_columns(busiest, False, networks):
+    for each, texts in text_columns(busiest.described(), False, networks):
         if each.heading.startswith("value") and each.right:
             texts = _rates(column(busiest, each.heading), batch.seconds)
             each = Column(f"{each.heading}/s", True)

@@ -12,7 +12,7 @@ key. `Delta` reads a map and says so::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from threading import RLock
 from typing import Any
@@ -24,6 +24,8 @@ from fastmap._core.delta.join import KINDS, Join
 from fastmap._core.rows.codec import PerCpuCodec
 from fastmap._core.rows.convert import copied, taken
 from fastmap._core.system.syscall import rescue
+from fastmap.btf.described import NO_LAYOUTS
+from fastmap.btf.layout import Layout
 from fastmap.dtypes import Reduce, locate, plan, slots
 from fastmap.maptypes.batch import Array, Batch
 from fastmap.maptypes.reader import Reader
@@ -60,9 +62,9 @@ class DeltaBatch(Batch):
     def __init__(self, keys: Array, values: Array, *, complete: bool, started_ns: int,
                  ended_ns: int, key_objects: Callable[[Array], list[Any]] | None = None,
                  seconds: float, new: Array, reset: Array, resets: int, gone: Array,
-                 owned: bool = False) -> None:
+                 owned: bool = False, layouts: Mapping[str, Layout] = NO_LAYOUTS) -> None:
         super().__init__(keys, values, complete=complete, started_ns=started_ns,
-                         ended_ns=ended_ns, key_objects=key_objects, owned=owned)
+                         ended_ns=ended_ns, key_objects=key_objects, owned=owned, layouts=layouts)
         self.seconds = seconds
         self.new = new
         self.reset = reset
@@ -79,7 +81,7 @@ class DeltaBatch(Batch):
             taken(self.keys, chosen), taken(self.values, chosen), complete=self.complete,
             started_ns=self.started_ns, ended_ns=self.ended_ns, key_objects=self.key_objects,
             seconds=self.seconds, new=self.new[chosen], reset=self.reset[chosen],
-            resets=self.resets, gone=copied(self.gone), owned=True)
+            resets=self.resets, gone=copied(self.gone), owned=True, layouts=self.layouts)
 
     def copy(self) -> DeltaBatch:
         """Return a batch that owns copies: it stays as it is when the map is read on."""
@@ -87,7 +89,7 @@ class DeltaBatch(Batch):
             copied(self.keys), copied(self.values), complete=self.complete,
             started_ns=self.started_ns, ended_ns=self.ended_ns, key_objects=self.key_objects,
             seconds=self.seconds, new=self.new.copy(), reset=self.reset.copy(),
-            resets=self.resets, gone=copied(self.gone), owned=True)
+            resets=self.resets, gone=copied(self.gone), owned=True, layouts=self.layouts)
 
     def __repr__(self) -> str:
         return (f"<fastmap.DeltaBatch of {len(self)} over {self.seconds:.3f} s: "
@@ -248,7 +250,8 @@ class Delta:
             started_ns=now.started_ns, ended_ns=now.ended_ns, key_objects=now.key_objects,
             seconds=(now.started_ns + now.ended_ns - last.started_ns - last.ended_ns) / 2e9,
             new=_mask(join.new, rows), reset=_mask(join.restarted, rows), resets=join.restarts,
-            gone=slots(join.gone, self._key_dtype, self._key_dtype.itemsize, join.gone_count))
+            gone=slots(join.gone, self._key_dtype, self._key_dtype.itemsize, join.gone_count),
+            layouts=now.layouts)
 
     def __iter__(self) -> Iterator[DeltaBatch]:
         """Read for ever: what lies between the reads is up to the loop."""

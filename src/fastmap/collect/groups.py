@@ -10,6 +10,8 @@ import numpy as np
 
 from fastmap._core.delta.keyhash import numbered
 from fastmap._core.rows.convert import taken
+from fastmap.btf.described import bitfield
+from fastmap.btf.layout import Layout
 from fastmap.dtypes import split_column
 from fastmap.maptypes.batch import Array, Batch
 
@@ -36,6 +38,10 @@ def column(batch: Batch, path: str) -> Array:
         # What `fields=` picked keeps its dots: "value.inner.a" may be the field "inner.a".
         name = rest if rest in names else rest.partition(".")[0]
         if name not in names:
+            whole = batch.keys if side == "key" else batch.values
+            bits = bitfield(whole, batch.layouts.get(side), path.partition(".")[2])
+            if bits is not None:
+                return bits
             raise ValueError(f"no field {name!r} (of {path!r}); there are: "
                              f"{', '.join(names) or 'none, it is ' + str(array.dtype)}")
         array, rest = array[name], rest[len(name) + 1:]
@@ -140,7 +146,19 @@ def group_by(batch: Batch, fields: Columns, *, sum: Columns | None = None,
     if isinstance(fields, str) and keys.dtype.names is not None:
         keys = np.ascontiguousarray(keys[keys.dtype.names[0]])
     return Batch(keys, values, complete=batch.complete, started_ns=batch.started_ns,
-                 ended_ns=batch.ended_ns, owned=True)
+                 ended_ns=batch.ended_ns, owned=True,
+                 layouts=_layouts(batch, names_of(fields), keys.dtype))
+
+
+def _layouts(batch: Batch, paths: Sequence[str], dtype: np.dtype[Any]) -> dict[str, Layout]:
+    """Return what is known of groups' keys: the enums among the columns that they are made of."""
+    enums = {}
+    for path in paths:
+        side, rest = split_column(path)
+        layout = batch.layouts.get(side)
+        if layout is not None and rest in layout.enums:
+            enums["" if dtype.names is None else rest or path] = layout.enums[rest]
+    return {"key": Layout(dtype, enums)} if enums else {}
 
 
 def top(batch: Batch, n: int, by: str) -> Batch:

@@ -11,6 +11,7 @@ import numpy as np
 from fastmap._core.live.table import LiveCore
 from fastmap._core.live.table import LiveReader as Core
 from fastmap._core.rows.columns import Columns
+from fastmap.btf.described import NO_LAYOUTS, condition
 from fastmap.dtypes import Reduce, Where, plan, slots
 from fastmap.live.batch import LiveBatch
 from fastmap.live.views import view
@@ -52,6 +53,8 @@ class LiveReader:
     def __init__(self, core: LiveCore, key: np.dtype[Any], value: np.dtype[Any], columns: int, *,
                  reduce: Reduce = "sum", fields: Sequence[str] | None = None, where: Where = None,
                  differences: bool = False) -> None:
+        if where is not None:
+            where = condition(where, key, value, NO_LAYOUTS)
         made, dtype, wide = plan(key, value, columns, value.itemsize, reduce=reduce, fields=fields,
                                  where=where)
         if differences and not words_only(value):

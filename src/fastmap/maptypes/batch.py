@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmap._core.rows.convert import copied, taken
+from fastmap.btf.described import NO_LAYOUTS, described
+from fastmap.btf.layout import Layout
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -30,13 +33,17 @@ class Batch:
         part of a map, or where the kernel cannot promise it.
     started_ns, ended_ns : int
         When the read began and ended, in nanoseconds of the monotonic clock.
+    layouts : mapping of str to Layout
+        What BTF says of "key" and "value" beside their dtypes: names of enums, bitfields. Of what
+        it says nothing it has no entry.
     """
 
-    __slots__ = ("complete", "ended_ns", "key_objects", "keys", "owned", "started_ns", "values")
+    __slots__ = ("complete", "ended_ns", "key_objects", "keys", "layouts", "owned", "started_ns",
+                 "values")
 
     def __init__(self, keys: Array, values: Array, *, complete: bool, started_ns: int,
                  ended_ns: int, key_objects: Callable[[Array], list[Any]] | None = None,
-                 owned: bool = False) -> None:
+                 owned: bool = False, layouts: Mapping[str, Layout] = NO_LAYOUTS) -> None:
         self.keys = keys
         self.values = values
         self.key_objects = key_objects or elements
@@ -44,6 +51,7 @@ class Batch:
         self.started_ns = started_ns
         self.ended_ns = ended_ns
         self.owned = owned  # no read overwrites the arrays
+        self.layouts = layouts
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -56,10 +64,38 @@ class Batch:
         """Return a batch that owns copies: it stays as it is when a reader reads on."""
         return Batch(copied(self.keys), copied(self.values), complete=self.complete,
                      started_ns=self.started_ns, ended_ns=self.ended_ns,
-                     key_objects=self.key_objects, owned=True)
+                     key_objects=self.key_objects, owned=True, layouts=self.layouts)
+
+    def described(self, *, names: bool = True, raw: Collection[str] = ()) -> Batch:
+        """Return the entries as people read them, by what the map's BTF says.
+
+        Parameters
+        ----------
+        names : bool
+            Whether enums become their names, text (``S``); a value without one is its number.
+        raw : collection of str
+            Columns that stay numbers: ``["key.proto"]``.
+
+        Returns
+        -------
+        Batch
+            With bitfields as fields of their own, in place of those they lie in. The batch itself
+            where BTF says nothing, or the map has none.
+        """
+        sides = {"key": self.keys, "value": self.values}
+        for side, layout in self.layouts.items():
+            at = f"{side}."
+            inner = [path.removeprefix(at) if path.startswith(at) else "" for path in raw
+                     if path == side or path.startswith(at)]
+            sides[side] = described(sides[side], layout, names=names, raw=inner)
+        if sides["key"] is self.keys and sides["value"] is self.values:
+            return self
+        return Batch(sides["key"], sides["value"], complete=self.complete,
+                     started_ns=self.started_ns, ended_ns=self.ended_ns,
+                     key_objects=self.key_objects, owned=self.owned)
 
     def to_arrow(self, *, annotations: Mapping[str, Any] | None = None,
-                 copy: bool = False) -> Any:
+                 copy: bool = False, names: bool = True) -> Any:
         """Return the entries as a `pyarrow.RecordBatch` (``pip install 'fastmap-bpf[arrow]'``).
 
         Each field of key and value is a column: nested records are structs, the values of each CPU
@@ -73,6 +109,9 @@ class Batch:
             `fastmap.arrow.record_batch`.
         copy : bool
             Whether to copy also what need not be.
+        names : bool
+            Whether enums of the map's BTF are dictionary columns of their names. Its bitfields are
+            columns of their own either way.
 
         Returns
         -------
@@ -81,7 +120,12 @@ class Batch:
             columns that lie in one piece are not copied: they show what is written to them later.
         """
         from fastmap.arrow.convert import record_batch  # late: not part of `import fastmap`
-        return record_batch({"key": self.keys, "value": self.values}, annotations=annotations,
+        arrays = {"key": self.keys, "value": self.values}
+        told = {side: layout if names else replace(layout, enums={})
+                for side, layout in self.layouts.items() if layout.dtype == arrays[side].dtype}
+        if told and (annotations is None or isinstance(annotations, Mapping)):
+            annotations = {**told, **(annotations or {})}
+        return record_batch(arrays, annotations=annotations,
                             copy=copy or not self.owned)
 
     def __arrow_c_array__(self, requested_schema: Any = None) -> tuple[Any, Any]:
@@ -96,7 +140,7 @@ class Batch:
         """Return a batch of the `rows` alone, an index array or a mask, with copies of its own."""
         return Batch(taken(self.keys, rows), taken(self.values, rows),
                      complete=self.complete, started_ns=self.started_ns, ended_ns=self.ended_ns,
-                     key_objects=self.key_objects, owned=True)
+                     key_objects=self.key_objects, owned=True, layouts=self.layouts)
 
     def items(self) -> Iterator[tuple[Any, Any]]:
         """Iterate over ``(key, value)`` as Python objects."""

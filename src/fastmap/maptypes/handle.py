@@ -16,6 +16,8 @@ from fastmap._core.rows.codec import PerCpuCodec, codec_of
 from fastmap._core.rows.columns import Columns
 from fastmap._core.system import syscall
 from fastmap._core.system.syscall import Fd
+from fastmap.btf.described import NO_LAYOUTS
+from fastmap.btf.layout import Layout
 from fastmap.btf.special import special_fields
 from fastmap.enums import MapFlag, MapType, UpdateFlag
 from fastmap.inkernel.operations import counters
@@ -55,6 +57,8 @@ class Map(_Core):
         Of one key and one value (of one CPU); None for a map that has no keys, or no values.
     dtype_source : str
         Where the dtypes come from: "given", "btf", or "none" (void bytes).
+    layouts : mapping of str to Layout
+        What BTF says of "key" and "value" beside their dtypes: names of enums, bitfields.
     """
 
     #: Whether a value is one for every possible CPU.
@@ -97,6 +101,7 @@ class Map(_Core):
         self.key_dtype: np.dtype[Any] = key  # type: ignore[assignment]
         self.value_dtype: np.dtype[Any] = value  # type: ignore[assignment]
         self.dtype_source = dtype_source
+        self.layouts: Mapping[str, Layout] = NO_LAYOUTS
         self.resizes = FACTS[self.type].resizes
         self.default_via = check_via(via)
         self._in_kernel: InKernel | None = None

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fastmap._core.system import syscall
 from fastmap._core.system.syscall import Fd
+from fastmap.btf.described import NO_LAYOUTS, Layouts
 from fastmap.btf.layout import Btf
 from fastmap.btf.sources import btf_blob, read_btf
 from fastmap.enums import NAME_BYTES, MapFlag, MapType, map_type
@@ -289,6 +290,7 @@ def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record = N
     extra = recorded(cls, record, tag)
     source = "none" if key is None and value is None else "given"
     dtypes: dict[str, np.dtype[Any]] = {}
+    layouts = NO_LAYOUTS
     sides = {"key": (key, cls.keys_are), "value": (value, cls.values_are)}
     for what, (spec, side) in sides.items():
         dtype = side.of_size(spec, info[f"{what}_size"], what, kind)
@@ -299,11 +301,13 @@ def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record = N
         dtypes.update(_from_kernel(info))
         source = "btf" if "value" in dtypes else source
     elif missing and info["btf_id"]:
-        found = _from_btf(info, btf)
-        for what, dtype in found.items():
-            if what in missing and dtype.itemsize == info[f"{what}_size"]:
-                dtypes[what] = dtype
-                source = "btf"
+        found, types = _from_btf(info, btf)
+        told = {what: dtype for what, dtype in found.items()
+                if what in missing and dtype.itemsize == info[f"{what}_size"]}
+        if told:
+            dtypes.update(told)
+            source = "btf"
+            layouts = Layouts(types, {what: info[f"btf_{what}_type_id"] for what in told})
     untyped = [what for what in missing if what not in dtypes]
     if btf == "require" and untyped:
         raise ValueError(f"map {info['id']} has no BTF that tells its {' and '.join(untyped)}: "
@@ -312,7 +316,9 @@ def _opened(fd: Fd, key: Any, value: Any, btf: str, via: str, record: Record = N
         dtypes.setdefault(what, cls.untold(kind, what, info[f"{what}_size"]))
     if issubclass(cls, MapOfMaps):
         extra = {"opener": inner_map}
-    return cls(fd, dtypes.get("key"), dtypes.get("value"), dtype_source=source, via=via, **extra)
+    made = cls(fd, dtypes.get("key"), dtypes.get("value"), dtype_source=source, via=via, **extra)
+    made.layouts = layouts
+    return made
 
 
 def _from_kernel(info: dict[str, Any]) -> dict[str, np.dtype[Any]]:
@@ -324,7 +330,7 @@ def _from_kernel(info: dict[str, Any]) -> dict[str, np.dtype[Any]]:
     return {"value": dtype} if dtype.itemsize == info["value_size"] else {}
 
 
-def _from_btf(info: dict[str, Any], btf: str) -> dict[str, np.dtype[Any]]:
+def _from_btf(info: dict[str, Any], btf: str) -> tuple[dict[str, np.dtype[Any]], Btf | None]:
     try:
         blob = btf_blob(info["btf_id"])
     except PermissionDenied:
@@ -332,17 +338,17 @@ def _from_btf(info: dict[str, Any], btf: str) -> dict[str, np.dtype[Any]]:
             raise
         warnings.warn(f"map {info['id']} has BTF, but reading it needs CAP_SYS_ADMIN: its keys "
                       "and values are void bytes; give key= and value=", stacklevel=4)
-        return {}
+        return {}, None
     ids = {what: number for what in ("key", "value") if (number := info[f"btf_{what}_type_id"])}
     try:
         types = Btf(blob)
-        return {what: _bytes_whole(types.dtype(number)) for what, number in ids.items()}
+        return {what: _bytes_whole(types.dtype(number)) for what, number in ids.items()}, types
     except ValueError as error:
         if btf == "require":
             raise
         warnings.warn(f"the BTF of map {info['id']} cannot be read ({error}): its keys and values "
                       "are void bytes; give key= and value=", stacklevel=4)
-        return {}
+        return {}, None
 
 
 def _bytes_whole(dtype: np.dtype[Any]) -> np.dtype[Any]:

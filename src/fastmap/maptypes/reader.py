@@ -13,6 +13,7 @@ from fastmap._core.rows.columns import Columns
 from fastmap._core.rows.convert import copied
 from fastmap._core.rows.rows import keys_of
 from fastmap._core.system.syscall import rescue
+from fastmap.btf.described import condition
 from fastmap.dtypes import Reduce, Where, plan, slots
 from fastmap.maptypes.batch import Batch, Keys
 from fastmap.maptypes.handle import Map
@@ -49,6 +50,8 @@ class Reader:
         self.options: dict[str, Any] = {
             "is_array": is_array, "chunk": chunk, "reduce": reduce, "fields": fields,
             "where": where, "exact": exact, "via": via}
+        if where is not None:
+            where = condition(where, source.key_dtype, source.value_dtype, source.layouts)
         row = source.value
         cpus, stride = (row.cpus, row.stride) if isinstance(row, PerCpuCodec) else (0, row.size)
         columns, self._dtype, self._wide = plan(
@@ -63,6 +66,7 @@ class Reader:
             source, source.most_entries, is_array, columns, chunk or 0)
         self._in_kernel = source.whole_reads(via, exact, columns)
         self.key_objects = source.key_objects
+        self._layouts = source.layouts
         self._filtered = where is not None
         # The number of the walk that goes on: a loop over chunks tells it from a later one's.
         self._walk = 0
@@ -86,7 +90,8 @@ class Reader:
     def empty(self) -> Batch:
         """Return a batch of no entries, of the dtypes that entries have."""
         self._views()
-        return Batch(self._keys[:0], self._values[:0], complete=False, started_ns=0, ended_ns=0)
+        return Batch(self._keys[:0], self._values[:0], complete=False, started_ns=0, ended_ns=0,
+                     layouts=self._layouts)
 
     def _views(self) -> None:
         """Make the arrays over all of the buffers; a read returns slices of them."""
@@ -133,7 +138,7 @@ class Reader:
             keys, values = copied(keys), copied(values)
         return Batch(keys, values, complete=complete and core.exact,
                      started_ns=core.started_ns, ended_ns=core.ended_ns,
-                     key_objects=self.key_objects, owned=self.copied)
+                     key_objects=self.key_objects, owned=self.copied, layouts=self._layouts)
 
     def read(self) -> Batch:
         """Read the whole map (BPF_MAP_LOOKUP_BATCH, or in the kernel where the rule says so).

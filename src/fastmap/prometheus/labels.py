@@ -11,7 +11,7 @@ import numpy as np
 
 from fastmap.dtypes import locate
 from fastmap.prometheus.config import Label
-from fastmap.text.decoders import Column, decode
+from fastmap.text.decoders import Column, How, decode
 
 
 class Series:
@@ -127,12 +127,21 @@ class Field:
         first, _, rest = field.partition(".")
         self.side, self.field = (first, rest) if first in ("key", "value") else (side, field)
         dtype = m.key_dtype if self.side == "key" else m.value_dtype
+        self._layouts = getattr(m, "layouts", {})
         if whole and dtype.names is None and self.field == field:
             self.field = ""  # a plain key, by whatever name
         try:
             self.dtype = locate(dtype, self.field)[0] if self.field else dtype
         except ValueError as error:
             raise ValueError(f"{path}: the {self.side} has {error}") from None
+
+    def names(self) -> dict[int, str] | None:
+        """Return the names of an enum's values, by number, where BTF has them."""
+        layout = self._layouts.get(self.side)
+        if layout is None or self.field not in layout.enums or self.dtype.base.kind not in "iu":
+            return None
+        # Of several names of a number, the first.
+        return {number: name for name, number in reversed(layout.enums[self.field].items())}
 
     def column(self, keys: Column, values: Column) -> Column:
         """Return the column; that of a value's field as `fields=` of a reader names it."""
@@ -155,12 +164,14 @@ class LabelSet:
 
     def __init__(self, m: Any, labels: tuple[Label, ...], limit: int, overflow: str) -> None:
         self.fields: list[Field] = []
-        self._hows = [label.decode for label in labels]
+        self._hows: list[How] = []
         layout = []
         for i, label in enumerate(labels):
             field = Field(m, label.field, "key", label.field == label.name, label.path)
+            how = field.names() if label.decode is None else label.decode
+            self._hows.append(how)
             try:
-                decode(np.zeros(0, field.dtype), label.decode)
+                decode(np.zeros(0, field.dtype), how)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{label.path}: {error}") from None
             self.fields.append(field)

@@ -214,10 +214,10 @@ cdef class FloatCodec(Codec):
 
 @cython.final
 cdef class BytesCodec(Codec):
-    """``S16``: shorter bytes are filled up with NULs, which numpy takes off again."""
+    """``S16``: shorter bytes are filled up with NULs, which numpy takes off again; text is UTF-8."""
 
     cdef int encode(self, object given, char *dst) except -1:
-        cdef bytes raw = raw_bytes(given)
+        cdef bytes raw = given.encode() if isinstance(given, str) else raw_bytes(given)
         if raw is None:
             raise self.refuse(given)
         if len(raw) > self.size:

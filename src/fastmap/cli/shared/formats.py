@@ -70,12 +70,13 @@ class Sink:
 
 #: How columns are decoded: ``{"key.saddr": "ip"}``.
 Notes: TypeAlias = Mapping[str, str]
-#: Writes batches; told whether they are of all CPUs, what an empty batch is like, and notes.
-Writer: TypeAlias = Callable[[Iterable[Batch], Sink, bool, Callable[[], Batch], Notes], None]
+#: Writes batches; told whether they are of all CPUs, what an empty batch is like, notes, and
+#: whether enums have names.
+Writer: TypeAlias = Callable[[Iterable[Batch], Sink, bool, Callable[[], Batch], Notes, bool], None]
 
 
 def write_json(chunks: Iterable[Batch], sink: Sink, per_cpu: bool,
-               empty: Callable[[], Batch], notes: Notes) -> None:
+               empty: Callable[[], Batch], notes: Notes, names: bool) -> None:
     """Write an array of ``{"key": ..., "value": ...}``."""
     writer = JsonWriter(per_cpu)
 
@@ -100,15 +101,16 @@ def _or_empty(chunks: Iterable[Batch], empty: Callable[[], Batch]) -> Iterator[B
         yield empty()
 
 
-def _tables(chunks: Iterable[Batch], empty: Callable[[], Batch], notes: Notes) -> Iterator[Any]:
+def _tables(chunks: Iterable[Batch], empty: Callable[[], Batch], notes: Notes,
+            names: bool) -> Iterator[Any]:
     """Yield the chunks as pyarrow has them."""
-    return (batch.to_arrow(annotations=notes) for batch in _or_empty(chunks, empty))
+    return (batch.to_arrow(annotations=notes, names=names) for batch in _or_empty(chunks, empty))
 
 
 def write_arrow(chunks: Iterable[Batch], sink: Sink, per_cpu: bool,
-                empty: Callable[[], Batch], notes: Notes) -> None:
+                empty: Callable[[], Batch], notes: Notes, names: bool) -> None:
     """Write a stream of Arrow (IPC)."""
-    tables = _tables(chunks, empty, notes)
+    tables = _tables(chunks, empty, notes, names)
     first = next(tables)
     import pyarrow
 
@@ -119,9 +121,9 @@ def write_arrow(chunks: Iterable[Batch], sink: Sink, per_cpu: bool,
 
 
 def write_parquet(chunks: Iterable[Batch], sink: Sink, per_cpu: bool,
-                  empty: Callable[[], Batch], notes: Notes) -> None:
+                  empty: Callable[[], Batch], notes: Notes, names: bool) -> None:
     """Write Parquet."""
-    tables = _tables(chunks, empty, notes)
+    tables = _tables(chunks, empty, notes, names)
     first = next(tables)
     import pyarrow
     import pyarrow.parquet
@@ -138,7 +140,7 @@ def write_parquet(chunks: Iterable[Batch], sink: Sink, per_cpu: bool,
 
 
 def write_csv(chunks: Iterable[Batch], sink: Sink, per_cpu: bool,
-              empty: Callable[[], Batch], notes: Notes) -> None:
+              empty: Callable[[], Batch], notes: Notes, names: bool) -> None:
     """Write CSV with a heading; of nested records, each field is a column, lists are JSON.
 
     On a terminal what is not printable is escaped, as in tables.

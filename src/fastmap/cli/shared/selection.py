@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmap._core.rows.convert import joined
+from fastmap.btf.described import condition as meaning
 from fastmap.cli.shared.output import Advance, Failure, Misuse
 from fastmap.collect.groups import top
 from fastmap.dtypes import REDUCTIONS, locate
@@ -27,7 +28,8 @@ MOST_AT_ONCE = 64 << 20
 #: Entries of such a map that are handed on at once.
 SLICE = 1 << 16
 
-_CONDITION = re.compile(r"\s*((?:key|value)(?:\.[^\s=!<>]+)?)\s*(==|!=|<=|>=|<|>|=)\s*(.*?)\s*")
+_CONDITION = re.compile(
+    r"\s*((?:key|value)(?:\.[^\s=!<>]+)?)\s*(==|!=|<=|>=|<|>|=|in\b)\s*(.*?)\s*")
 
 
 def count(text: str) -> int:
@@ -49,8 +51,9 @@ def positive(text: str) -> float:
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose entries."""
     parser.add_argument("--where", metavar="CONDITION",
-                        help="only entries that pass, such as 'value.bytes >= 4096' or "
-                             "'value.comm == bash'; with one of == != < <= > >=")
+                        help="only entries that pass, such as 'value.bytes >= 4096', "
+                             "'value.comm == bash', 'key.proto == UDP' or "
+                             "'key.saddr in 10.0.0.0/8'; with one of == != < <= > >= in")
     parser.add_argument("--reduce", choices=REDUCTIONS,
                         help="per-CPU maps: make one value of those of all CPUs")
     parser.add_argument("--top", metavar="N", type=count,
@@ -89,7 +92,24 @@ def condition(text: str | None, m: Map | LiveTable) -> tuple[str, str, Any] | No
         dtype = locate(dtype, rest)[0] if rest else dtype
     except ValueError as error:
         raise Misuse(f"--where {text!r}: {error}") from None
-    return path, "==" if compare == "=" else compare, constant(said, dtype)
+    compare = "==" if compare == "=" else compare
+    if compare != "in" and (found := _constant_of(said, dtype)) is not None:
+        return path, compare, found
+    try:
+        meant = meaning((path, compare, said), m.key_dtype, m.value_dtype,
+                        getattr(m, "layouts", {}))
+    except ValueError as error:
+        raise Misuse(f"--where {text!r}: {error}") from None
+    if meant is None or isinstance(meant[2], str):
+        return path, compare, constant(said, dtype)  # says what it takes
+    return path, compare, said
+
+
+def _constant_of(said: str, dtype: np.dtype[Any]) -> Any:
+    try:
+        return constant(said, dtype)
+    except Misuse:
+        return None
 
 
 def constant(said: str, dtype: np.dtype[Any]) -> Any:
@@ -136,7 +156,7 @@ def part(batch: Batch, which: Any) -> Batch:
     """Return some rows of a batch."""
     return Batch(batch.keys[which], batch.values[which], complete=False,
                  started_ns=batch.started_ns, ended_ns=batch.ended_ns,
-                 key_objects=batch.key_objects)
+                 key_objects=batch.key_objects, layouts=batch.layouts)
 
 
 def selected(m: Map, given: argparse.Namespace, advance: Advance) -> Iterator[Batch]:
@@ -209,7 +229,7 @@ def _largest(chunks: Iterator[Batch], by: str, most: int) -> Iterator[Batch]:
             both = Batch(joined([kept.keys, best.keys]), joined([kept.values, best.values]),
                          complete=False,
                          started_ns=kept.started_ns, ended_ns=best.ended_ns,
-                         key_objects=batch.key_objects)
+                         key_objects=batch.key_objects, layouts=batch.layouts)
             best = top(both, most, by)
         kept = best
     if kept is not None:
