@@ -260,7 +260,7 @@ def test_the_doctor_without_capabilities(capfd: pytest.CaptureFixture[str]) -> N
     in_child(look)
     said = capfd.readouterr().out
     assert re.search(r"MISSING +CAP_BPF", said) and re.search(r"MISSING +bpf\(2\) ", said)
-    assert "fix: sudo fastmap doctor" in said and "nothing works" in said
+    assert f"fix: sudo {sys.executable} -m fastmap doctor" in said and "nothing works" in said
 
 
 @pytest.mark.parametrize(("path", "text", "what", "state"), [
@@ -271,7 +271,8 @@ def test_the_doctor_without_capabilities(capfd: pytest.CaptureFixture[str]) -> N
     ("sys/kernel/security/lockdown", "none integrity [confidentiality]\n", checks.lockdown,
      "missing"),
     ("sys/kernel/security/lockdown", "none [integrity] confidentiality\n", checks.lockdown, "ok"),
-    ("nothing", "", checks.types, "missing"),
+    ("sys/kernel/nothing", "", checks.types, "missing"),
+    ("nothing", "", checks.types, "note"), ("nothing", "", checks.lockdown, "note"),
 ])
 def test_findings(tmp_path: Path, path: str, text: str,
                   what: Callable[[checks.Machine], checks.Finding], state: str) -> None:
@@ -280,7 +281,8 @@ def test_findings(tmp_path: Path, path: str, text: str,
     place.write_text(text)
     found = what(checks.Machine(tmp_path))
     assert found.state == state
-    assert bool(found.fix) == (state != "ok" and what is not checks.types)
+    assert bool(found.fix) == (state != "ok" and what is not checks.types
+                                and "/sys" not in found.text)
 
 
 # ---- the parts ----------------------------------------------------------------------------------
@@ -318,3 +320,25 @@ def test_lines_and_names() -> None:
     assert visible("ok") == "ok" and visible("\x1b]0;x\x07") == r"\x1b]0;x\x07"
 
 
+
+
+def test_the_doctor_in_a_user_namespace(tmp_path: Path) -> None:
+    for path, text in (("uid_map", "0 1000 1\n"), ("status", "CapEff:\t000001ffffffffff\n")):
+        file = tmp_path / "proc/self" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    found = {each.what: each for each in checks.capabilities(checks.Machine(tmp_path))}
+    assert "token" in found["user namespace"].text
+    assert {each.state for each in found.values()} == {"note"}, "capabilities there mean little"
+
+
+def test_the_doctor_in_a_real_user_namespace() -> None:
+    done = subprocess.run(["unshare", "-Ur", sys.executable, "-m", "fastmap", "doctor"], text=True,
+                          capture_output=True, check=False)
+    assert done.returncode == 1 and "this is a user namespace" in done.stdout, done
+
+
+def test_the_doctor_under_a_filter(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/status").write_text("Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n")
+    assert checks.Machine(tmp_path).filtered() and not checks.Machine(tmp_path / "x").filtered()

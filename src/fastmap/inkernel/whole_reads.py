@@ -9,7 +9,7 @@ from fastmap._core.maps.runner import load
 from fastmap._core.maps.walker import Walker
 from fastmap._core.rows.codec import PerCpuCodec
 from fastmap._core.rows.columns import Columns
-from fastmap.enums import MapType, running_kernel
+from fastmap.enums import MapType, running_kernel, version_text
 from fastmap.errors import NotSupported, is_shortage
 from fastmap.inkernel import prefetch, scan_programs, self_check
 from fastmap.inkernel.operations import HASHES
@@ -79,9 +79,12 @@ class Walks:
         return self._reason
 
     def _for_want_of_buckets(self) -> str:
-        return "" if self._inside or not self._cpus else (
-            "a walk that reads the values of other CPUs needs Linux 6.9, and a hash in the layout "
-            "that fastmap knows")
+        if self._inside or not self._cpus:
+            return ""
+        what = "a walk that reads the values of other CPUs needs"
+        if running_kernel() < MAY_GOTO:
+            return f"{what} Linux {version_text(MAY_GOTO)}"
+        return f"{what} BTF of the kernel, and a hash in the layout that fastmap knows"
 
     def _too_large(self, capacity: int) -> str:
         each = max(self._core.key.size, self._out_size)

@@ -61,14 +61,10 @@ def pins() -> Iterator[Pin]:
         With ``path``, ``kind`` ("map", "prog" or "link") and ``id``. A bpffs mounted on several
         folders is walked on each.
 
-    Raises
-    ------
-    PermissionError
-        A folder or a pin may not be read (as `PermissionDenied` in the case of a pin).
-
     Notes
     -----
-    Linux 4.13. Each pin is opened for a moment, those of maps for reading only.
+    Linux 4.13. Each pin is opened for a moment, those of maps for reading only. Folders and pins
+    that this process may not read are left out.
     """
     for where, device in mounted():
         try:
@@ -79,8 +75,11 @@ def pins() -> Iterator[Pin]:
 
 
 def _below(folder: Path) -> Iterator[Pin]:
-    with os.scandir(folder) as entries:
-        files = sorted(entries, key=lambda entry: entry.name)
+    try:
+        with os.scandir(folder) as entries:
+            files = sorted(entries, key=lambda entry: entry.name)
+    except PermissionError:
+        return
     for entry in files:
         path = Path(entry.path)
         try:
@@ -88,8 +87,8 @@ def _below(folder: Path) -> Iterator[Pin]:
                 yield from _below(path)
             elif not entry.is_symlink():
                 yield _pin(path)
-        except FileNotFoundError:
-            continue  # unpinned since
+        except (FileNotFoundError, PermissionError):
+            continue  # unpinned since, or another's
 
 
 def _pin(path: Path) -> Pin:

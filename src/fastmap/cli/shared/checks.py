@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -29,9 +30,20 @@ CAP_SYS_RESOURCE = 24
 #: Kernels from which memory of maps is counted by cgroups, and no longer by RLIMIT_MEMLOCK.
 NO_MEMLOCK = (5, 11)
 BATCHES, IN_KERNEL = (5, 6), (5, 17)
+#: Where bpftool, libbpf and people look for pins.
+USUAL = Path("/sys/fs/bpf")
+NO_SYS = "cannot be told: /sys is not mounted"
+SECCOMP = "docker run --security-opt seccomp=unconfined --cap-add BPF --cap-add PERFMON ..."
 #: What each extra brings.
 EXTRAS = {"cli": "rich", "arrow": "pyarrow", "prometheus": "prometheus_client",
           "fleet": "distributed"}
+
+
+def as_root(command: str) -> str:
+    """Return how to run a subcommand as root: sudo does not look into a virtual environment."""
+    script = Path(sys.argv[0])
+    itself = str(script.absolute()) if script.name == "fastmap" else f"{sys.executable} -m fastmap"
+    return f"sudo {itself} {command}"
 
 
 @dataclass(frozen=True)
@@ -81,12 +93,26 @@ class Machine:
         except OSError:
             return None
 
+    def has_sys(self) -> bool:
+        """Return whether /sys is there to be looked at."""
+        return (self.root / "sys/kernel").is_dir()
+
     def effective(self) -> int:
         """Return the capabilities as a mask."""
         if self.capabilities >= 0:
             return self.capabilities
         status = self.read("proc/self/status") or ""
         return int(status.partition("CapEff:")[2].split(None, 1)[0], 16)
+
+    def in_user_namespace(self) -> bool:
+        """Return whether capabilities are those of another user namespace than the first."""
+        said = self.read("proc/self/uid_map")
+        return said is not None and said.split() != ["0", "0", "4294967295"]
+
+    def filtered(self) -> bool:
+        """Return whether a seccomp filter stands before system calls."""
+        status = self.read("proc/self/status") or ""
+        return status.partition("\nSeccomp:")[2].split(None, 1)[:1] == ["2"]
 
     def has(self, capability: int) -> bool:
         """Return whether this process has a capability."""
@@ -133,14 +159,21 @@ def capabilities(machine: Machine) -> Iterator[Finding]:
         "CAP_SYS_ADMIN": ("missing", "finding maps by id or name (fastmap list), and reading their "
                                      "BTF; pins need none of it"),
     }
+    inside = machine.in_user_namespace()
+    if inside:
+        yield Finding("user namespace", "note", "capabilities count inside of it alone: maps and "
+                      "programs need a token of a bpffs that delegates them (fastmap.Token)")
     for name, (state, what) in uses.items():
+        if inside:
+            yield Finding(name, "note", f"{what}: counts inside of the user namespace alone")
+            continue
         has = machine.has(CAPABILITIES[name])
         if has:
             yield Finding(name, "ok", what)
         elif admin and name in ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"):
             yield Finding(name, "ok", f"CAP_SYS_ADMIN stands for it: {what}")
         else:
-            yield Finding(name, state, f"missing: {what}", "sudo fastmap doctor")
+            yield Finding(name, state, f"missing: {what}", as_root("doctor"))
 
 
 def bpf_works(machine: Machine) -> Finding:
@@ -152,13 +185,16 @@ def bpf_works(machine: Machine) -> Finding:
         if error.errno == errno.ENOSYS:
             return Finding(what, "essential", "not in this kernel (CONFIG_BPF_SYSCALL)")
         if error.errno in (errno.EPERM, errno.EACCES):
+            if machine.in_user_namespace():
+                return Finding(what, "essential", "refused: this is a user namespace, where maps "
+                               "are made by a token", as_root("doctor") + "  # outside of it")
+            if machine.filtered():
+                return Finding(what, "essential", "refused by a seccomp filter", SECCOMP)
             if machine.has(CAPABILITIES["CAP_BPF"]) or machine.has(CAPABILITIES["CAP_SYS_ADMIN"]):
                 return Finding(what, "essential", "refused although the capabilities are there: a "
-                               "container's seccomp filter, or its user namespace",
-                               "docker run --security-opt seccomp=unconfined --cap-add BPF "
-                               "--cap-add PERFMON ...")
+                               "container's filter of system calls", SECCOMP)
             return Finding(what, "essential", "refused: no map can be made",
-                           "sudo fastmap doctor")
+                           as_root("doctor"))
         return Finding(what, "essential", f"a map cannot be made: {error.strerror}")
     return Finding(what, "ok", "a map can be made")
 
@@ -180,8 +216,11 @@ def bpffs() -> Finding:
     where = [str(path) for path, _ in mounted()]
     if not where:
         return Finding("bpffs", "missing", "not mounted: nothing can be pinned, or opened by a pin",
-                       "sudo mount -t bpf bpf /sys/fs/bpf")
+                       f"sudo mount -t bpf bpf {USUAL}")
     unreadable = [path for path in where if not os.access(path, os.X_OK | os.R_OK)]
+    if str(USUAL) not in where:
+        return Finding("bpffs", "note", f"mounted on {', '.join(where)}, maybe for another "
+                       f"program; none on {USUAL}", f"sudo mount -t bpf bpf {USUAL}")
     if unreadable:
         return Finding("bpffs", "note", f"{', '.join(unreadable)} may not be read by this user",
                        f"sudo chmod o+rx {unreadable[0]}")
@@ -217,6 +256,8 @@ def memlock(machine: Machine) -> Finding:
 def lockdown(machine: Machine) -> Finding:
     """The lockdown of the kernel, which can forbid programs to read its memory."""
     said = machine.read("sys/kernel/security/lockdown") or ""
+    if not machine.has_sys():
+        return Finding("lockdown", "note", NO_SYS)
     mode = said.partition("[")[2].partition("]")[0] or "none"
     if mode == "confidentiality":
         return Finding("lockdown", "missing", "confidentiality: tracing programs may not read the "
@@ -229,6 +270,8 @@ def types(machine: Machine) -> Finding:
     """The BTF of the kernel."""
     if (machine.root / "sys/kernel/btf/vmlinux").exists():
         return Finding("BTF of the kernel", "ok", "/sys/kernel/btf/vmlinux")
+    if not machine.has_sys():
+        return Finding("BTF of the kernel", "note", NO_SYS)
     return Finding("BTF of the kernel", "missing", "not there (CONFIG_DEBUG_INFO_BTF): no structs "
                    "of the kernel by name, no in-kernel walk of large hashes")
 
