@@ -389,3 +389,21 @@ def test_a_tuple_for_a_union_is_refused_and_a_dict_tells(make: Make) -> None:
     assert m.update_many([four, six], {"n": 9}) == 2
     assert m.update_many([four, six], [{"n": 9}, {"x": 2}]) == 2 and m[six].item() == (0, 2)
     assert m.delete_many([four, six]) == 2
+
+
+def test_bytes_without_types_say_who_tells_them(make: Callable[..., Any]) -> None:
+    m = make("hash", key="V8", value="V4", max_entries=4)
+    for key in ((1, 2), {"a": 1}, 5):
+        with pytest.raises(TypeError, match="key= and value= of open"):
+            m[key]
+    with pytest.raises(TypeError, match=r"not str \('x'\)$"):
+        m["x"]
+
+
+def test_text_that_is_none(make: Callable[..., Any]) -> None:
+    m = make("hash", key="u4", value="U2", max_entries=4)
+    m[0] = "ab"
+    m.update_many(np.array([1], "u4"), np.array([[0xFFFFFFFF, 0]], "u4").view("U2").reshape(1))
+    assert m[0] == "ab"
+    with pytest.raises(ValueError, match="no text"):
+        m[1]

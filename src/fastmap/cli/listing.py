@@ -169,12 +169,7 @@ def _show(given: argparse.Namespace) -> int:
         if isinstance(m, LiveTable):
             return _show_live(given, m)
         info = m.info()
-        try:
-            users: list[Any] | None = users_of_maps()[m.id]
-        except PermissionError:
-            users = None
-        row = described(info, pins_of_maps()[m.id], users or [])
-        row["programs"] = row["programs"] if users is not None else None
+        row = described(info, pins_of_maps()[m.id], users_of_maps()[m.id])
         columns = [*fields(m.key_dtype, "key", info.key_size),
                    *fields(m.value_dtype, "value", info.value_size)]
         row["dtype_source"] = m.dtype_source
@@ -201,8 +196,8 @@ def _show(given: argparse.Namespace) -> int:
              ("types from", {"btf": "the map's BTF", "given": "the command line",
                              "none": "nowhere: bytes (say --key and --value)"
                              }[row["dtype_source"]]),
-             ("programs", "? (it takes CAP_SYS_ADMIN to see them)" if row["programs"] is None else
-              ", ".join(f"{_user(user)} {user['type']}" for user in row["programs"]) or "-"),
+             ("programs", ", ".join(f"{_user(user)} {user['type']}" for user in row["programs"])
+              or "-"),
              ("pins", ", ".join(map(visible, row["pins"])) or "-")]
     if row["padded_keys"]:
         lines.append(("padding", f"not zero in {row['padded_keys']:,} keys: see docs/calls.md"))

@@ -214,7 +214,7 @@ cdef class FloatCodec(Codec):
 
 @cython.final
 cdef class BytesCodec(Codec):
-    """``S16``: shorter bytes are filled up with NULs, which numpy takes off again; text is UTF-8."""
+    """``S16``: what is shorter is filled up with NULs, which numpy takes off; text is UTF-8."""
 
     cdef int encode(self, object given, char *dst) except -1:
         cdef bytes raw = given.encode() if isinstance(given, str) else raw_bytes(given)
@@ -236,6 +236,12 @@ cdef class BytesCodec(Codec):
 @cython.final
 cdef class VoidCodec(Codec):
     """``V12``: bytes as they are."""
+
+    cdef object refuse(self, object given):
+        error = Codec.refuse(self, given)
+        if isinstance(given, (tuple, dict, int)):
+            return TypeError(f"{error}; of a map without types, key= and value= of open tell them")
+        return error
 
     cdef int encode(self, object given, char *dst) except -1:
         cdef bytes raw
@@ -405,7 +411,13 @@ cdef class ArrayCodec(Codec):
         array = np.frombuffer(raw, base).reshape(shape)
         if shape:
             return array
-        return array.item() if base.kind in "bfcU" else array[()]
+        if base.kind not in "bfcU":
+            return array[()]
+        try:
+            return array.item()
+        except SystemError as error:  # numpy hands Python any 32 bits as a character
+            raise ValueError(f"a {self.what} of {base} is no text ({error}); as u4 it is "
+                             "numbers") from None
 
 
 cdef class PerCpuCodec(Codec):
