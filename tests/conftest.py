@@ -23,7 +23,8 @@ from fastmap.enums import running_kernel, version_text
 collect_ignore = (["repo", "cli/test_cli_formats.py", "core/test_uapi.py", "export/test_arrow.py",
                    "export/test_arrow_files.py", "export/test_arrow_full_disk.py",
                    "export/test_declaration.py", "export/test_fleet.py", "export/test_interop.py",
-                   "export/test_prometheus.py"]
+                   "export/test_prometheus.py", "export/test_reload.py", "export/test_server.py",
+                   "export/test_service.py", "export/test_systemd.py"]
                   if EMULATED else [])
 
 if EMULATED:

@@ -17,7 +17,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 def _run(given: argparse.Namespace) -> int:
     try:
-        from fastmap.prometheus.collector import serve
+        from fastmap.prometheus.service import serve
     except ImportError as error:
         print(f"fastmap exporter: {error}", file=sys.stderr)
         return 1

@@ -6,7 +6,8 @@ except ImportError:
     raise ImportError("fastmap.prometheus needs prometheus_client: pip install "
                       "'fastmap-bpf[prometheus]'") from None
 
-from fastmap.prometheus.collector import LISTEN, MapCollector, serve
+from fastmap.prometheus.collector import MapCollector
 from fastmap.prometheus.config import declared
+from fastmap.prometheus.service import LISTEN, serve
 
 __all__ = ["LISTEN", "MapCollector", "declared", "serve"]

@@ -1,4 +1,4 @@
-"""Maps as metrics: a collector for prometheus_client, and what serves it.
+"""Maps as metrics: a collector for prometheus_client.
 
 A scrape opens each map anew, so that the exporter keeps no map alive and finds one that was made
 again; it reads the map whole, in a few system calls, and adds up what has the same labels. Label
@@ -8,7 +8,6 @@ values are decoded once and kept: reading 10,000 series takes a tenth of their r
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,8 +17,6 @@ from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client import start_http_server as start_server
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
@@ -32,8 +29,6 @@ from fastmap.maptypes.table import Table
 from fastmap.prometheus.config import Buckets, DeclaredMap, DeclaredMetric, declared
 from fastmap.prometheus.labels import Field, LabelSet
 from fastmap.text.decoders import Column
-
-LISTEN = "127.0.0.1:9435"
 
 _log = logging.getLogger(__name__)
 #: What a Sample has after name, labels and value: nothing that a map could tell.
@@ -101,6 +96,11 @@ class MapCollector:
                 for name, value in about.items():
                     own[name].add_sample(name, {"map": each.declared.title}, value)
         return found + list(own.values())
+
+    def opened(self) -> bool:
+        """Return whether one of the maps has been opened or read; look for them where none has."""
+        with self._lock:
+            return any(each.opened() for each in self._maps)
 
 
 class _Samples(Sequence[Sample]):
@@ -265,6 +265,7 @@ class _Map:
         self._metrics: list[_Metric] = []
         self._reading: dict[str, Any] = {}
         self._down = ""
+        self._seen = False
 
     def _open(self) -> Any:
         d = self.declared
@@ -287,6 +288,14 @@ class _Map:
             raise ValueError(f"{self.declared.path}: {error}") from None
         with m:
             self._bind(m)
+            self._seen = True
+
+    def opened(self) -> bool:
+        """Return whether the map has been opened, now or before, and fits the declaration."""
+        if not self._seen:
+            with suppress(ValueError):
+                self.check()
+        return self._seen
 
     def _bind(self, m: Any) -> None:
         """Find the fields in the map's dtypes; a map of another id begins anew."""
@@ -338,6 +347,7 @@ class _Map:
             with self._open() as m:
                 self._bind(m)
                 about |= self._read(m, families)
+                self._seen = True
                 down = ""
         except (OSError, ValueError, TypeError) as error:
             # Of one map: the others go on.
@@ -368,47 +378,3 @@ class _Map:
                    if labels.series.overflowed)
         return {"fastmap_map_up": 1.0, "fastmap_map_entries": float(len(batch)),
                 "fastmap_map_overflow_entries": float(over)}
-
-
-def _address(listen: str) -> tuple[str, int]:
-    host, colon, port = listen.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"{listen!r} is no HOST:PORT, such as {LISTEN}")
-    return host.strip("[]") or "0.0.0.0", int(port)
-
-
-def serve(config: str, listen: str = LISTEN, once: bool = False) -> int:
-    """Serve the metrics that a declaration tells of, until Ctrl-C; return the exit status.
-
-    Parameters
-    ----------
-    config : str
-        The YAML file of the declaration.
-    listen : str
-        ``HOST:PORT``; port 0 takes any.
-    once : bool
-        Print them once instead.
-    """
-    try:
-        host, port = _address(listen)
-        registry = CollectorRegistry()
-        registry.register(MapCollector(config))
-        if once:
-            sys.stdout.write(generate_latest(registry).decode())
-            return 0
-        ProcessCollector(registry=registry)
-        server, thread = start_server(port, host, registry)
-    except (OSError, ValueError, ImportError) as error:
-        print(f"fastmap exporter: {error}", file=sys.stderr)
-        return 1
-    host = f"[{host}]" if ":" in host else host
-    print(f"fastmap exporter: http://{host}:{server.server_port}/metrics", file=sys.stderr,
-          flush=True)
-    try:
-        thread.join()
-    except KeyboardInterrupt:
-        server.shutdown()
-        thread.join()
-    finally:
-        server.server_close()
-    return 0
