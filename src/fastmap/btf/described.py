@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +14,6 @@ from fastmap.btf.layout import Bitfield, Btf, Layout
 from fastmap.dtypes import Where, locate, split_column
 
 Array: TypeAlias = npt.NDArray[Any]
-_Address: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 #: Bytes of a name that are shown: BTF of anybody may have longer ones.
 LONGEST_NAME = 255
@@ -169,6 +166,8 @@ def condition(where: Where, key: np.dtype[Any], value: np.dtype[Any],
     if names is not None and dtype.kind in "iu":
         if said in names:
             return path, compare, names[said]
+        from difflib import get_close_matches  # late: for errors alone
+
         near = get_close_matches(said, names, 3) or list(names)[:8]
         raise ValueError(f"where {path}: no value of the enum is named {said!r}; there are "
                          f"{', '.join(near)}")
@@ -186,8 +185,10 @@ def _address(where: Any, dtype: np.dtype[Any]) -> Where:
             raise ValueError(f"where {path} in {said!r}: a column of addresses, of 4 or 16 bytes, "
                              f"not {dtype}")
         return path, compare, said
+    from ipaddress import ip_network  # late: it is long to import
+
     try:
-        network: _Address = ipaddress.ip_network(said, strict=compare == "in")
+        network = ip_network(said, strict=compare == "in")
     except ValueError as error:
         raise ValueError(f"where {path}: {said!r} is no address ({error})") from None
     packed = network.network_address.packed
