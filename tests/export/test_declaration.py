@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastmap.prometheus.check import checked
 from fastmap.prometheus.config import declared, examined
 from fastmap.prometheus.yaml_file import MOST_BYTES, MOST_DEPTH
 
@@ -157,6 +158,76 @@ def test_all_that_is_wrong_is_found() -> None:
         "maps[0].gauges[0].name", "maps[0].gauges[1].help", "maps[1]", "maps[2].id", "maps[3]",
         "map", "maps[4].counters[0]"]
     assert [each.id for each in found] == [1, 2]
+
+
+def test_all_unknown_words_are_told() -> None:
+    counter = {"name": "a", "help": "A.", "x": 1, "y": 2}
+    _, problems = examined({"mapz": 1, "mops": 2, "maps": [
+        {**GOOD, "labls": 1, "per_cpus": 2, "counters": [counter]}]})
+    assert [str(each).partition(": ")[0] for each in problems] == [
+        "maps[0].counters[0].x", "maps[0].counters[0].y", "maps[0].labls", "maps[0].per_cpus",
+        "mapz", "mops"]
+
+
+WRONG = """\
+# A comment.
+maps:
+  - pin: /none
+    labels: &labels
+      - name: le-ft
+    gauges: [{name: a}]
+  - &other
+    pin: /other
+    max_serie: 3
+    per_cpuu: sum
+    gauges:
+      - name: b
+        help: B.
+        feild: x
+      - name: c
+        help: C.
+        labels:
+          - name: d
+            decode: ipv5
+    counterz: []
+  - pin: /third
+    gauges:
+      - help: x
+
+map: 1
+"""
+
+
+def test_lines_of_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(WRONG)
+    told = [each.removeprefix(f"{path}:").split(": ")[:2] for each in checked(path)]
+    assert told == [
+        ["5", "maps[0].labels[0].name"], ["9", "maps[1].max_serie"], ["10", "maps[1].per_cpuu"],
+        ["14", "maps[1].gauges[0].feild"], ["19", "maps[1].gauges[1].labels[0].decode"],
+        ["20", "maps[1].counterz"], ["23", "maps[2].gauges[0].name"], ["25", "map"]]
+    assert "did you mean max_series?" in checked(path)[1]
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("", ":1: the declaration: words with values, not None"),
+    ("7", ":1: the declaration: words with values, not 7"),
+    ("maps: [{id: 1}", ":1: is no YAML: "),
+    ("\nmaps:\n  - id: 1\n id: 2\n", ":4: is no YAML: "),
+    ("\n\nmaps: []\nmaps: []", ":4: is no YAML: 'maps' is there already"),
+    ("maps:\n- {id: 1, ? [a] : b}", ":2: is no YAML: "),
+    ("x\0y", ": is no YAML: "),
+    ("maps: &a [*a]", ":1: is no YAML: more than 100000 values"),
+    ("maps:\n- {id: 1, <<: {id: 2}, gauges: [{name: a, help: A.}], 7: 8}",
+     ":2: maps[0].7: no such"),
+    ("maps:\n- id: 1\n  gauges:\n  - {name: a, help: A.}\n  - {name: a, help: A.}\n",
+     ":5: maps[0].gauges[1]: the metric is declared already"),
+])
+def test_the_line_of_one_error(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    found, = checked(path)
+    assert found.startswith(f"{path}{told}") and "\n" not in found
 
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -500,6 +500,21 @@ def test_errors_are_one_line(tmp_path: Path, text: str | None, arguments: list[s
     assert "Traceback" not in done.stderr
 
 
+def test_check(table: Any, tmp_path: Path) -> None:
+    config = tmp_path / "checked.yaml"
+    config.write_text(f"maps:\n- id: {table.id}\n  gauges: [{{name: a, help: A., field: none}}]\n")
+    done = command(config, "--check")  # the map has no such field: it is not opened
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{config}: right\n", "")
+    config.write_text("maps:\n- id: 1\n  gauge: 1\n- id: x\n")
+    done = command(config, "--check")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout == (
+        f"{config}:3: maps[0].gauge: no such word; did you mean gauges?\n"
+        f"{config}:4: maps[1].id: a number, not 'x'\n")
+    done = command(tmp_path / "none.yaml", "--check")
+    assert done.returncode == 1 and "none.yaml: No such file" in done.stderr
+
+
 def test_without_the_extra() -> None:
     code = ("import sys; sys.modules['prometheus_client'] = None; import fastmap.cli.main; "
             "sys.exit(fastmap.cli.main.main(['exporter', 'x']))")

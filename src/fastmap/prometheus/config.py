@@ -166,7 +166,7 @@ def examined(source: Any) -> tuple[tuple[DeclaredMap, ...], list[ValueError]]:
     try:
         if isinstance(source, (str, PathLike)):
             source = values_of(source)
-        words = Words(source, "", "the declaration")
+        words = Words(source, "", "the declaration", problems)
         found = words.each("maps", lambda each: _map(each, problems), problems, 1)
         words.done()
     except ValueError as error:

@@ -22,8 +22,10 @@ Built = TypeVar("Built")
 class Words:
     """A mapping of the declaration: hands out its words, and knows the path of each."""
 
-    def __init__(self, given: Any, path: str, what: str = "") -> None:
+    def __init__(self, given: Any, path: str, what: str = "",
+                 problems: list[ValueError] | None = None) -> None:
         self.path = path
+        self._problems = problems
         if not isinstance(given, Mapping):
             raise ValueError(f"{path or what}: words with values, not {said(given)}")
         self._given = given
@@ -125,7 +127,7 @@ class Words:
         try:
             for each, path in self.raw(word, least):
                 try:
-                    built.append(build(Words(each, path)))
+                    built.append(build(Words(each, path, problems=problems)))
                 except ValueError as error:
                     problems.append(error)
         except ValueError as error:
@@ -133,15 +135,20 @@ class Words:
         return built
 
     def done(self) -> None:
-        """Refuse words that nothing has asked for."""
-        for word in self._given:
-            if word in self._asked:
-                continue
-            if not isinstance(word, str) or not _WORD.fullmatch(word):
-                raise ValueError(f"{self.at('')}{said(word)}: no such word")
-            near = meant(word, self._asked)
-            raise ValueError(f"{self.at(word)}: no such word; " + (
-                f"did you mean {near}?" if near else f"there are {', '.join(self._asked)}"))
+        """Refuse words that nothing has asked for: raise for the last, tell the others before."""
+        wrong = [word for word in self._given if word not in self._asked]
+        if self._problems is not None:
+            self._problems += [self._unknown(word) for word in wrong[:-1]]
+            wrong = wrong[-1:]
+        for word in wrong:
+            raise self._unknown(word)
+
+    def _unknown(self, word: Any) -> ValueError:
+        if not isinstance(word, str) or not _WORD.fullmatch(word):
+            return ValueError(f"{self.at('')}{said(word)}: no such word")
+        near = meant(word, self._asked)
+        return ValueError(f"{self.at(word)}: no such word; " + (
+            f"did you mean {near}?" if near else f"there are {', '.join(self._asked)}"))
 
 
 def encodable(text: str, path: str) -> str:

@@ -15,6 +15,11 @@ MOST_DEPTH = 50
 
 def values_of(path: str | PathLike[str]) -> Any:
     """Return what a YAML file has; raise `ValueError`, in one line, where it is none."""
+    return document_of(path)[1]
+
+
+def document_of(path: str | PathLike[str]) -> tuple[Any, Any]:
+    """Return the root of a YAML file's nodes, which know their lines, and what the file has."""
     try:
         import yaml
     except ImportError:
@@ -78,7 +83,12 @@ def values_of(path: str | PathLike[str]) -> Any:
     if len(text) > MOST_BYTES:
         raise ValueError(f"{fspath(path)} is no declaration: larger than {MOST_BYTES} bytes")
     try:
-        return yaml.load(text.decode(), Loader)
+        loader = Loader(text.decode())
+        try:
+            node = loader.get_single_node()
+            return node, None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{fspath(path)} is no YAML: {cut(_line(error), 400)}") from None
 
