@@ -13,6 +13,8 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="the declaration: docs/prometheus.md")
     parser.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:9435",
                         help="where (default: %(default)s)")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text",
+                        help="how the log on stderr is written (default: %(default)s)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--once", action="store_true", help="print the metrics once instead")
     instead.add_argument("--check", action="store_true", help="tell what is wrong in the "
@@ -30,7 +32,7 @@ def _run(given: argparse.Namespace) -> int:
         wrong = checked(given.config)
         print("\n".join(map(visible, wrong)) if wrong else f"{visible(given.config)}: right")
         return 1 if wrong else 0
-    return serve(given.config, given.listen, given.once)
+    return serve(given.config, given.listen, given.once, given.log_format)
 
 
 EXPORTER = Command(

@@ -50,6 +50,9 @@ class MapCollector:
     ----------
     source : Mapping or path
         The declaration (docs/prometheus.md), or the YAML file that has it.
+    before : MapCollector, optional
+        What is known of maps that are declared as there is taken over, such as which label sets
+        have series; that collector is not to be used any more.
 
     Raises
     ------
@@ -74,10 +77,15 @@ class MapCollector:
     >>> prometheus_client.REGISTRY.register(collector)
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, *, before: MapCollector | None = None) -> None:
         self._maps = [_Map(each) for each in declared(source)]
         for each in self._maps:
             each.check()
+        for i, each in enumerate(self._maps):
+            for known in before._maps if before is not None else ():
+                if known.declared.same(each.declared):
+                    known.declared = each.declared
+                    self._maps[i] = known
         self._lock = threading.Lock()
 
     def describe(self) -> list[Metric]:

@@ -6,6 +6,7 @@ ebpf_exporter's.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Label:
     name: str
     field: str
     decode: How
-    path: str
+    path: str = dataclasses.field(compare=False)
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -91,7 +92,7 @@ class DeclaredMetric:
     multiplier: float
     labels: tuple[Label, ...]
     buckets: Buckets | None
-    path: str
+    path: str = dataclasses.field(compare=False)
 
     def series(self) -> set[str]:
         """Return the names that its samples have."""
@@ -129,12 +130,18 @@ class DeclaredMap:
     max_series: int
     overflow: str
     metrics: tuple[DeclaredMetric, ...]
-    path: str
+    path: str = dataclasses.field(compare=False)
 
     @property
     def title(self) -> str:
         """What names it in the metrics about maps."""
         return str(self.pin or self.name or self.id)
+
+    def same(self, other: DeclaredMap) -> bool:
+        """Return whether another says the same, wherever it stands."""
+        # numpy takes None for float64.
+        return (self == other and (self.key is None) == (other.key is None)
+                and (self.value is None) == (other.value is None))
 
 
 def declared(source: Any) -> tuple[DeclaredMap, ...]:

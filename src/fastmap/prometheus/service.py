@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,8 +19,10 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.metrics_core import Metric
 
+from fastmap.prometheus.check import checked
 from fastmap.prometheus.collector import MapCollector
 from fastmap.prometheus.http import Answer, Limits, Request, plain
+from fastmap.prometheus.logs import logged
 from fastmap.prometheus.server import Connection, Server
 from fastmap.prometheus.worker import Worker
 
@@ -95,9 +98,15 @@ class Service:
                  limits: Limits = Limits()) -> None:  # noqa: B008
         self._config = config
         self._ready = False
+        self._stale = False
+        self._reloaded = True, time.time()
         self._collector = MapCollector(config)
-        self._registry = self._registry_of(self._collector)
-        self.server = Server(listeners, self._answer, limits)
+        self.server = Server(listeners, self._answer, limits, self._tick)
+        try:
+            self._registry = self._registry_of(self._collector)
+        except ValueError:
+            self.server.close()
+            raise
         self._worker = Worker(self.server.deliver)
         self._routes: dict[str, Callable[[Request, Connection], Answer | None]] = {
             "/": lambda *_: Answer(HTTPStatus.OK, _PAGE, "text/html; charset=utf-8"),
@@ -118,6 +127,39 @@ class Service:
     def stop(self) -> None:
         """End `run` once answers under way are out; called again, at once."""
         self.server.stop()
+
+    def reload(self) -> None:
+        """Read the declaration again, soon; where it is wrong, that before stays."""
+        self._stale = True
+        self.server.wake()
+
+    def _tick(self) -> float | None:
+        if self._stale:
+            self._stale = False
+            self._worker.ask("reload", self._reload)
+        return None
+
+    def _reload(self) -> Answer:
+        try:
+            collector = MapCollector(self._config, before=self._collector)
+            self._registry = self._registry_of(collector)
+        except Exception as error:  # whatever is wrong with it, it is not to end the service
+            self._reloaded = False, self._reloaded[1]
+            for line in self._wrong() or [str(error) or repr(error)]:
+                _log.error("%s", line)
+            _log.error("%s was not reloaded: the declaration before stays", self._config)
+        else:
+            self._collector = collector
+            self._reloaded = True, time.time()
+            _log.info("%s was reloaded", self._config)
+        return plain(HTTPStatus.OK)
+
+    def _wrong(self) -> list[str]:
+        """Return all that is wrong in the declaration, as far as its file tells."""
+        try:
+            return checked(self._config)
+        except OSError:
+            return []
 
     # ---- the routes ----
 
@@ -162,7 +204,8 @@ class Service:
     # ---- what it tells of itself ----
 
     def _registry_of(self, collector: MapCollector) -> CollectorRegistry:
-        registry = CollectorRegistry()
+        # Those that do not describe themselves are collected once: doubles are to be refused.
+        registry = CollectorRegistry(auto_describe=True)
         registry.register(collector)
         ProcessCollector(registry=registry)
         registry.register(_Own(self))
@@ -182,6 +225,14 @@ class Service:
             for why, count in counts.items():
                 metric.add_sample(f"{metric.name}_total", {"why": why}, count)
             yield metric
+        good, last = self._reloaded
+        for name, text, value in (
+            ("successful", "Whether the last declaration that was read was right.", float(good)),
+            ("success_timestamp_seconds", "When a right declaration was read last.", last),
+        ):
+            metric = Metric(f"fastmap_exporter_config_last_reload_{name}", text, "gauge")
+            metric.add_sample(metric.name, {}, value)
+            yield metric
 
 
 class _Own:
@@ -189,9 +240,6 @@ class _Own:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-
-    def describe(self) -> list[Metric]:
-        return []  # a declaration cannot have their names
 
     def collect(self) -> Iterator[Metric]:
         return self._service.told()
@@ -230,7 +278,8 @@ def _url(listener: socket.socket) -> str:
 def _signals(service: Service) -> Iterator[None]:
     """Have signals reach the service meanwhile: they wake its loop, whatever it waits for."""
     handlers: dict[signal.Signals, Callable[..., None]] = {
-        signal.SIGINT: lambda *_: service.stop(), signal.SIGTERM: lambda *_: service.stop()}
+        signal.SIGINT: lambda *_: service.stop(), signal.SIGTERM: lambda *_: service.stop(),
+        signal.SIGHUP: lambda *_: service.reload()}
     waker = signal.set_wakeup_fd(service.server.waker.fileno(), warn_on_full_buffer=False)
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
@@ -241,10 +290,12 @@ def _signals(service: Service) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def serve(config: str, listen: str = LISTEN, once: bool = False) -> int:
+def serve(config: str, listen: str = LISTEN, once: bool = False,
+          log_format: str = "text") -> int:
     """Serve the metrics that a declaration tells of, until SIGINT or SIGTERM.
 
-    Returns the exit status. It is for the main thread, whose signals it takes meanwhile.
+    SIGHUP has the declaration read again. Returns the exit status. It is for the main thread,
+    whose signals it takes meanwhile.
 
     Parameters
     ----------
@@ -254,7 +305,14 @@ def serve(config: str, listen: str = LISTEN, once: bool = False) -> int:
         ``HOST:PORT``; port 0 takes any.
     once : bool
         Print them once instead.
+    log_format : str
+        How the log on stderr is written: "text" or "json".
     """
+    with logged(log_format):
+        return _served(config, listen, once)
+
+
+def _served(config: str, listen: str, once: bool) -> int:
     try:
         host, port = _address(listen)
         if once:
@@ -271,10 +329,11 @@ def serve(config: str, listen: str = LISTEN, once: bool = False) -> int:
     except (OSError, ValueError, ImportError) as error:
         print(f"fastmap exporter: {error}", file=sys.stderr)
         return 1
-    print(f"fastmap exporter: {_url(listener)}", file=sys.stderr, flush=True)
     try:
         with _signals(service):
+            _log.info("serving %s", _url(listener))
             service.run()
+            _log.info("ended")
     finally:
         service.close()
     return 0
