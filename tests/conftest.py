@@ -20,12 +20,12 @@ from fastmap.enums import running_kernel, version_text
 
 # A guest of tests/guest has no compiler and no source tree: these are about the sources; nor has it
 # the libraries of the extras, which those about Arrow, metrics and fleets import.
-collect_ignore = (["repo", "btf/test_layouts.py", "cli/test_cli_formats.py", "core/test_uapi.py",
+collect_ignore = (["repo", "cli/test_cli_formats.py", "core/test_uapi.py",
                    "export/test_arrow.py", "export/test_arrow_files.py",
                    "export/test_arrow_full_disk.py",
                    "export/test_declaration.py", "export/test_fleet.py", "export/test_interop.py",
-                   "export/test_prometheus.py", "export/test_reload.py", "export/test_server.py",
-                   "export/test_service.py"]
+                   "export/test_names.py", "export/test_prometheus.py", "export/test_reload.py",
+                   "export/test_server.py", "export/test_service.py"]
                   if EMULATED else [])
 
 if EMULATED:

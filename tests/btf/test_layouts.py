@@ -1,62 +1,26 @@
-"""What BTF knows beside dtypes reaches reads, tables, JSON, CSV, Arrow, labels and conditions."""
+"""What BTF knows beside dtypes: names of enums, bitfields, addresses in batches and conditions."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+from described import described_map
 
 import fastmap
-from fastmap._core.system import syscall
-from fastmap.btf import Builder, Kind
-from fastmap.collect import group_by, top
-from fastmap.enums import MapType
-from fastmap.prometheus import MapCollector
+from fastmap.btf import Btf, Builder, Layout
+from fastmap.btf.described import Layouts, described
+from fastmap.collect import Delta, group_by, top
 
-PROTOCOLS = [("TCP", 6), ("UDP", 17), ("ALSO_UDP", 17)]
-#: `struct key { enum protocol proto; __be32 saddr; u32 peer; }`
-KEY = np.dtype([("proto", "u4"), ("saddr", ">u4"), ("peer", "u4")])
-#: `struct value { u64 bytes; enum state state:3; u32 dscp:6; }`
-VALUE = np.dtype([("bytes", "u8"), ("bits8", "u4"), ("_pad", "u4")])
-
-
-def blob() -> tuple[bytes, int, int]:
-    """BTF of a map's key and value, and their ids."""
-    b = Builder()
-    u4, u8 = b.add_int("unsigned int", 4), b.add_int("unsigned long", 8)
-    be32 = b.add_ref(Kind.TYPEDEF, u4, "__be32")
-    proto = b.add_enum("protocol", 4, PROTOCOLS)
-    state = b.add_enum("state", 4, [("IDLE", 0), ("BUSY", 1)])
-    key = b.add_struct("key", 12, [("proto", proto, 0), ("saddr", be32, 4), ("peer", u4, 8)])
-    value = b.add_struct("value", 16, [("bytes", u8, 0), ("state", state, 8), ("dscp", u4, 8)],
-                         bits={"state": (64, 3), "dscp": (67, 6)})
-    return b.build(), key, value
+pytestmark = pytest.mark.quick
 
 
 @pytest.fixture
 def flows() -> Iterator[Any]:
-    raw, key, value = blob()
-    btf = syscall.btf_load(raw)
-    made = syscall.map_create(int(MapType.HASH), 12, 16, 64, name=b"described",
-                              btf_fd=btf.fileno(), btf_key_type_id=key, btf_value_type_id=value)
-    with closing(btf), closing(made), fastmap.open(fd=made.fileno()) as m:
-        assert m.dtype_source == "btf"
-        keys = np.zeros(3, m.key_dtype)
-        keys["proto"] = 6, 17, 99
-        keys["saddr"] = 0x0A000001, 0x0A010002, 0xC0000201
-        keys["peer"] = np.array([[127, 0, 0, 1]] * 3, "u1").view("u4").reshape(3)
-        values = np.zeros(3, m.value_dtype)
-        values["bytes"] = 10, 20, 30
-        values["bits8"] = [0 | 46 << 3, 1 | 8 << 3, 5]  # 5: a state without a name
-        m.update_many(keys, values)
+    with described_map() as m:
         yield m
 
 
@@ -157,48 +121,36 @@ def test_groups_and_the_largest(flows: Any) -> None:
     assert top(flows.snapshot(), 1, "value.dscp").values["bytes"].tolist() == [10]
 
 
-def test_arrow_has_names_and_bitfields(flows: Any) -> None:
-    batch = flows.snapshot()
-    table = batch.to_arrow()
-    assert table.schema.names == ["proto", "saddr", "peer", "bytes", "state", "dscp"]
-    assert sorted(table["proto"].to_pylist()) == ["99", "TCP", "UDP"]
-    assert sorted(table["dscp"].to_pylist()) == [0, 8, 46]
-    numbers = batch.to_arrow(names=False)
-    assert sorted(numbers["proto"].to_pylist()) == [6, 17, 99]
-    assert sorted(numbers["dscp"].to_pylist()) == [0, 8, 46]
-    own = batch.to_arrow(annotations={"key.proto": {6: "six"}})
-    assert sorted(own["proto"].to_pylist()) == ["17", "99", "six"]
+def test_what_is_summed_is_no_value_of_an_enum() -> None:
+    layout = Layout(np.dtype([("state", "u4"), ("n", "u4")]), {"state": {"IDLE": 0}})
+    kept = described(np.zeros(2, layout.dtype), layout)
+    assert kept["state"].tolist() == [b"IDLE", b"IDLE"]
+    widened = np.zeros(2, [("state", "u8"), ("n", "u8")])
+    assert described(widened, layout) is widened
 
 
-def test_labels_have_the_names(flows: Any) -> None:
-    declared = {"maps": [{"id": flows.id, "labels": [{"name": "proto"}],
-                          "counters": [{"name": "flow_bytes", "help": "h", "field": "bytes"}]}]}
-    found = {sample.labels["proto"]: sample.value for metric in MapCollector(declared).collect()
-             for sample in metric.samples if sample.name == "flow_bytes_total"}
-    assert found == {"TCP": 10, "UDP": 20, "99": 30}
+def test_growth_has_the_names_of_its_keys_alone(flows: Any) -> None:
+    with_growth = Delta(flows)
+    flows.update_many(flows.snapshot().keys, np.zeros(3, flows.value_dtype))
+    batch = with_growth.read()
+    said = batch.described()
+    assert set(said.keys["proto"].tolist()) == {b"TCP", b"UDP", b"99"}
+    assert said.values.dtype == batch.values.dtype
 
 
-def cli(*words: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "fastmap", *words], text=True,
-                          capture_output=True, check=False)
-    assert not done.returncode, done.stderr
-    return done.stdout
+def test_more_enums_than_a_call_may_look_at() -> None:
+    """The dtype stands; that names are not told is a warning, not an error."""
+    b = Builder()
+    enums = [b.add_enum(f"e{i}", 4, ((f"v{i}_{k}", k) for k in range(60_000))) for i in range(9)]
+    record = b.add_struct("many", 36, [(f"f{i}", each, 4 * i) for i, each in enumerate(enums)])
+    types = Btf(b.build())
+    assert types.dtype(record).itemsize == 36
+    layouts = Layouts(types, {"value": record})
+    with pytest.warns(UserWarning, match="value's enums and bitfields are not told"):
+        assert not layouts
+    assert "value" not in layouts
 
 
-def test_dump(flows: Any) -> None:
-    number = str(flows.id)
-    entries = json.loads(cli("dump", number, "--json"))
-    assert {e["value"]["bytes"]: (e["key"]["proto"], e["value"]["state"], e["value"]["dscp"])
-            for e in entries} == {10: ("TCP", "IDLE", 46), 20: ("UDP", "BUSY", 8),
-                                  30: ("99", "5", 0)}
-    entries = json.loads(cli("dump", number, "--json", "--raw", "--where", "key.proto == UDP"))
-    assert [(e["key"]["proto"], e["value"]["dscp"]) for e in entries] == [(17, 8)]
-    rows = list(csv.DictReader(io.StringIO(cli("dump", number, "--csv"))))
-    assert sorted(row["proto"] for row in rows) == ["99", "TCP", "UDP"]
-    assert sorted(row["dscp"] for row in rows) == ["0", "46", "8"]
-    text = cli("dump", number, "--where", "key.saddr in 10.0.0.0/8", "--as", "key.saddr=ip")
-    assert "UDP" in text and "10.1.0.2" in text and "192.0.2.1" not in text
-    assert "0x11" in cli("dump", number, "--as", "key.proto=hex")
-    wrong = subprocess.run([sys.executable, "-m", "fastmap", "dump", number, "--where",
-                            "key.proto == UPD"], text=True, capture_output=True, check=False)
-    assert wrong.returncode == 2 and "UDP" in wrong.stderr
+def test_threads_that_ask_first_at_once(flows: Any) -> None:
+    with fastmap.open(fd=flows.fileno()) as m, ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda _: set(m.layouts) == {"key", "value"}, range(64)))

@@ -21,7 +21,8 @@ from terminal import FASTMAP, environment, on_terminal, piped, terminal
 import fastmap
 from fastmap.cli.shared import checks, output
 from fastmap.cli.shared.background import Behind
-from fastmap.cli.shared.output import Column, cut, size_text, visible
+from fastmap.cli.shared.output import Column, cut, size_text
+from fastmap.text.visible import visible
 
 pytestmark = pytest.mark.native("each test starts processes, which take seconds when emulated")
 

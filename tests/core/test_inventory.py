@@ -16,6 +16,7 @@ from support import in_child
 import fastmap
 from fastmap import MapFlag, MapType, ObjectNotFound, PermissionDenied, Program, ProgType
 from fastmap.asm import FP, R0, R1, R2, Assembler, Code, Helper
+from fastmap.cli.main import main
 from fastmap.enums import running_kernel
 
 pytestmark = pytest.mark.quick
@@ -183,7 +184,8 @@ def test_a_name_that_the_kernel_cuts_is_told(make: Make) -> None:
         fastmap.open(name="read_latency_co").close()
 
 
-def test_what_may_not_be_read_is_left_out(make: Callable[..., Any], bpffs: Path) -> None:
+def test_what_may_not_be_read_is_left_out(make: Callable[..., Any], bpffs: Path,
+                                          capfd: pytest.CaptureFixture[str]) -> None:
     """An ordinary user's walk over pins goes on behind the first that is root's alone."""
     m = make("hash", key="u4", value="u4", max_entries=1)
     for name in ("a_private", "b_shared"):
@@ -206,5 +208,11 @@ def test_what_may_not_be_read_is_left_out(make: Callable[..., Any], bpffs: Path)
     def child() -> None:
         drop_capabilities()
         walk()
+        if running_kernel() >= (6, 4):
+            assert main(["show", str(bpffs / "b_shared"), "--key=u4", "--value=u4"]) == 0
 
     in_child(child)
+    said = capfd.readouterr()
+    if running_kernel() >= (6, 4):
+        assert f"pins:        {bpffs}/b_shared\n" in said.out
+        assert f"may not be read, {bpffs}/a_private among them\n" in said.err, said.err

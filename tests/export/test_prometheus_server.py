@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tools
+from serving import PATIENCE, until
 
 import fastmap
 from fastmap.cli.system_calls import KEY, VALUE, counter
@@ -29,7 +29,6 @@ from fastmap.cli.system_calls import KEY, VALUE, counter
 pytestmark = [pytest.mark.native("no Prometheus in the emulated kernels"), pytest.mark.slow]
 
 CALLS = 12_345
-SECONDS = 15
 
 
 @contextlib.contextmanager
@@ -40,15 +39,6 @@ def running(log: Path, *command: str | Path) -> Iterator[subprocess.Popen[bytes]
             yield process
         finally:
             process.kill()
-
-
-def until(what: Callable[[], Any]) -> Any:
-    """Return what `what` gives, once it gives something."""
-    end = time.monotonic() + SECONDS
-    while not (found := what()):
-        assert time.monotonic() < end, f"nothing within {SECONDS} s"
-        time.sleep(0.1)
-    return found
 
 
 def asked(port: int, query: str) -> dict[str, float]:
@@ -159,4 +149,4 @@ def test_prometheus_scrapes_a_map(counted: Any, latencies: Any, bpffs: Path,
         assert until(lambda: asked(api, "io_latency_seconds_count") == {"": 150.0})
         assert asked(api, "up") == {"": 1}
         served.send_signal(signal.SIGINT)
-        assert served.wait(SECONDS) == 0
+        assert served.wait(PATIENCE) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -36,12 +37,19 @@ class Layouts(Mapping[str, Layout]):
         self._found: dict[str, Layout] | None = None if self._ids else {}
 
     def _all(self) -> dict[str, Layout]:
+        types = self._types  # first: another thread takes it away once it has found all
         if self._found is None:
-            assert self._types is not None
-            made = {side: self._types.layout(number) for side, number in self._ids.items()}
-            self._found = {side: layout for side, layout in made.items()
-                           if layout.enums or layout.bitfields}
-            self._types = None
+            found = {}
+            for side, number in self._ids.items():
+                try:
+                    layout = types.layout(number) if types is not None else None
+                except ValueError as error:  # more of it than one call may do; the dtype stands
+                    warnings.warn(f"the {side}'s enums and bitfields are not told: {error}",
+                                  stacklevel=4)
+                    continue
+                if layout is not None and (layout.enums or layout.bitfields):
+                    found[side] = layout
+            self._found, self._types = found, None
         return self._found
 
     def __getitem__(self, side: str) -> Layout:
@@ -59,20 +67,19 @@ NO_LAYOUTS: Mapping[str, Layout] = Layouts()
 
 
 def described(array: Array, layout: Layout, *, names: bool = True,
-              raw: Collection[str] = (), path: str = "") -> Array:
+              raw: Collection[str] = ()) -> Array:
     """Return records as people read them.
 
     Parameters
     ----------
     array : ndarray
-        Of the layout's dtype, or of one that reads have made of it, with any number of axes.
+        Of the layout's dtype, or of one that a read has made of it, with any number of axes. What
+        a sum has widened is no value of an enum any more, and stays a number.
     layout : Layout
     names : bool
         Whether enums become their names, text (``S``); a value without one its number.
     raw : collection of str
         Dotted paths of enums that stay numbers.
-    path : str
-        Where `array` is in the layout.
 
     Returns
     -------
@@ -80,43 +87,65 @@ def described(array: Array, layout: Layout, *, names: bool = True,
         Of the same shape: the array itself where the layout says nothing of it, otherwise a copy
         without padding, in which bitfields stand as integers in place of the fields they lie in.
     """
-    if path in layout.enums and array.dtype.kind in "iu":
-        return _named(array, layout.enums[path]) if names and path not in raw else array
-    if array.dtype.names is None:
-        return array
-    bits = _bits_of(array, layout, path)
-    columns: dict[str, Array] = {}
-    changed = bool(bits)
-    for name in array.dtype.names:
-        inner = {label: bitfield.extract(array)
-                 for label, bitfield in bits.items() if bitfield.container == (name,)}
-        for label, column in (inner or {name: array[name]}).items():
-            columns[label] = described(column, layout, names=names, raw=raw,
-                                       path=f"{path}.{label}" if path else label)
-            changed |= columns[label] is not column
-    if not changed:
-        return array
-    out = np.zeros(array.shape, [(name, column.dtype, column.shape[array.ndim:])
-                                 for name, column in columns.items()])
-    for name, column in columns.items():
-        out[name] = column
-    return out
+    enums = {path: each for path, each in layout.enums.items() if path not in raw} if names else {}
+    return _Description(layout, enums).of(array, "")
 
 
-def _bits_of(array: Array, layout: Layout, path: str) -> dict[str, Bitfield]:
-    """Return the bitfields of a record, by name, whose containers are as BTF has them."""
-    found = {}
-    for inner, bitfield in layout.bitfields.items():
-        parent, _, name = inner.rpartition(".")
-        last = bitfield.container[-1]
-        if parent != path or last not in (array.dtype.names or ()):
-            continue
-        there: Any = layout.dtype
-        for step in bitfield.container:
-            there = there.base[step]
-        if array.dtype[last] == there:
-            found[name] = replace(bitfield, container=(last,))
-    return found
+class _Description:
+    """One call of `described`."""
+
+    def __init__(self, layout: Layout, enums: Mapping[str, Mapping[str, int]]) -> None:
+        self._layout = layout
+        self._enums = enums
+        # By the path of a record: looked up once for each, however many there are.
+        self._bitfields: dict[str, dict[str, Bitfield]] = {}
+        for path, each in layout.bitfields.items():
+            parent, _, name = path.rpartition(".")
+            self._bitfields.setdefault(parent, {})[name] = each
+
+    def of(self, array: Array, path: str) -> Array:
+        if path in self._enums and array.dtype == self._dtype(path):
+            return _named(array, self._enums[path])
+        if array.dtype.names is None:
+            return array
+        inside: dict[str, dict[str, Bitfield]] = {}
+        for label, bits in self._bitfields.get(path, {}).items():
+            last = bits.container[-1]
+            if last in array.dtype.names and array.dtype[last] == _at(
+                    self._layout.dtype, ".".join(bits.container)):
+                inside.setdefault(last, {})[label] = replace(bits, container=(last,))
+        columns: dict[str, Array] = {}
+        changed = bool(inside)
+        for name in array.dtype.names:
+            found = {label: bits.extract(array) for label, bits in inside.get(name, {}).items()}
+            for label, column in (found or {name: array[name]}).items():
+                columns[label] = self.of(column, f"{path}.{label}" if path else label)
+                changed |= columns[label] is not column
+        if not changed:
+            return array
+        out = np.zeros(array.shape, [(name, column.dtype, column.shape[array.ndim:])
+                                     for name, column in columns.items()])
+        for name, column in columns.items():
+            out[name] = column
+        return out
+
+    def _dtype(self, path: str) -> np.dtype[Any] | None:
+        """Return what an enum's numbers are in BTF."""
+        bits = self._layout.bitfields.get(path)
+        found = _at(self._layout.dtype, path) if bits is None else bits.dtype
+        return None if found is None else found.base
+
+
+def _at(dtype: np.dtype[Any], path: str) -> np.dtype[Any] | None:
+    """Return the dtype at a dotted path, through arrays, too; None where there is none."""
+    while path:
+        names = dtype.base.names or ()
+        # The columns of groups keep their dots.
+        name = path if path in names else path.partition(".")[0]
+        if name not in names:
+            return None
+        dtype, path = dtype.base[name], path[len(name) + 1:]
+    return dtype
 
 
 def _named(array: Array, names: Mapping[str, int]) -> Array:
@@ -190,7 +219,8 @@ def _address(where: Any, dtype: np.dtype[Any]) -> Where:
     try:
         network = ip_network(said, strict=compare == "in")
     except ValueError as error:
-        raise ValueError(f"where {path}: {said!r} is no address ({error})") from None
+        raise ValueError(f"where {path}: {said!r} is no address, and {dtype} is compared with no "
+                         f"other text ({error})") from None
     packed = network.network_address.packed
     if len(packed) != dtype.itemsize:
         raise ValueError(f"where {path}: {said} has {len(packed)} bytes, the column "

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from fastmap.cli.shared.command import Command
-from fastmap.cli.shared.output import visible
+from fastmap.text.visible import visible
 
 
 def _add(parser: argparse.ArgumentParser) -> None:

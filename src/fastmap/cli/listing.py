@@ -18,19 +18,19 @@ from fastmap.cli.shared.output import (
     print_table,
     size_text,
     styled,
-    visible,
     warn,
 )
 from fastmap.cli.shared.target import add_dtypes, add_map, opened_table
 from fastmap.enums import MapFlag, MapType, ProgType
 from fastmap.errors import BpfError
-from fastmap.kernel.bpffs import pins
+from fastmap.kernel.bpffs import walk
 from fastmap.kernel.inventory import MapInfo, ProgramInfo, maps, programs
 from fastmap.live.found import Parts, tables
 from fastmap.live.table import LiveTable
 from fastmap.maptypes.reader import padded_keys
 from fastmap.maptypes.storage import LocalStorage
 from fastmap.maptypes.table import DictMap
+from fastmap.text.visible import visible
 
 #: The type that a live table has in lists, of several maps.
 LIVE = "live_table"
@@ -53,14 +53,14 @@ def flag_names(flags: int) -> list[str]:
 
 
 def pins_of_maps() -> dict[int, list[Path]]:
-    """Return where each map is pinned, by one walk; says so where a folder may not be read."""
+    """Return where each map is pinned, by one walk; says so where something may not be read."""
     found: dict[int, list[Path]] = defaultdict(list)
-    try:
-        for pin in pins():
-            if pin.kind == "map":
-                found[pin.id].append(pin.path)
-    except PermissionError as error:
-        warn(f"not every pin can be read: {error}")
+    left_out: list[Path] = []
+    for pin in walk(left_out):
+        if pin.kind == "map":
+            found[pin.id].append(pin.path)
+    if left_out:
+        warn(f"{len(left_out)} pins or folders of pins may not be read, {left_out[0]} among them")
     return found
 
 

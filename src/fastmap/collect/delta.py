@@ -251,7 +251,7 @@ class Delta:
             seconds=(now.started_ns + now.ended_ns - last.started_ns - last.ended_ns) / 2e9,
             new=_mask(join.new, rows), reset=_mask(join.restarted, rows), resets=join.restarts,
             gone=slots(join.gone, self._key_dtype, self._key_dtype.itemsize, join.gone_count),
-            layouts=now.layouts)
+            layouts={side: each for side, each in now.layouts.items() if side == "key"})
 
     def __iter__(self) -> Iterator[DeltaBatch]:
         """Read for ever: what lies between the reads is up to the loop."""

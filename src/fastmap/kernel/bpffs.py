@@ -66,29 +66,39 @@ def pins() -> Iterator[Pin]:
     Linux 4.13. Each pin is opened for a moment, those of maps for reading only. Folders and pins
     that this process may not read are left out.
     """
+    return walk([])
+
+
+def walk(left_out: list[Path]) -> Iterator[Pin]:
+    """Walk as `pins` does; what may not be read is added to `left_out`."""
     for where, device in mounted():
         try:
             if os.stat(where).st_dev == device:  # else another file system hides it
-                yield from _below(where)
+                yield from _below(where, left_out)
         except FileNotFoundError:
             continue  # unmounted since
+        except PermissionError:
+            left_out.append(where)
 
 
-def _below(folder: Path) -> Iterator[Pin]:
+def _below(folder: Path, left_out: list[Path]) -> Iterator[Pin]:
     try:
         with os.scandir(folder) as entries:
             files = sorted(entries, key=lambda entry: entry.name)
     except PermissionError:
+        left_out.append(folder)
         return
     for entry in files:
         path = Path(entry.path)
         try:
             if entry.is_dir(follow_symlinks=False):
-                yield from _below(path)
+                yield from _below(path, left_out)
             elif not entry.is_symlink():
                 yield _pin(path)
-        except (FileNotFoundError, PermissionError):
-            continue  # unpinned since, or another's
+        except FileNotFoundError:
+            continue  # unpinned since
+        except PermissionError:
+            left_out.append(path)
 
 
 def _pin(path: Path) -> Pin:

@@ -8,22 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from fastmap.text.visible import visible
+
 FORMATS = ("text", "json")
-
-
-def _visible(text: str) -> str:
-    """Return text on one line: what is not printable, such as names of others, is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class _Text(logging.Formatter):
     """``TIME LEVEL message``, and the lines of an exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{_time(record)} {record.levelname} {_visible(record.getMessage())}"
+        line = f"{_time(record)} {record.levelname} {visible(record.getMessage())}"
         if not record.exc_info:
             return line
-        return "\n".join([line, *map(_visible, self.formatException(record.exc_info).split("\n"))])
+        return "\n".join([line, *map(visible, self.formatException(record.exc_info).split("\n"))])
 
 
 class _Json(logging.Formatter):

@@ -76,7 +76,7 @@ class Server:
         Takes a request and its connection; gives the answer, or None where `deliver` will.
     limits : Limits
     tick : callable, optional
-        Called in every round of the loop; gives the seconds until the next call that it needs.
+        Called in every round of the loop.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class Server:
     def __init__(self, listeners: Sequence[socket.socket],
                  answer: Callable[[Request, Connection], Answer | None],
                  limits: Limits = Limits(),  # noqa: B008
-                 tick: Callable[[], float | None] = lambda: None) -> None:
+                 tick: Callable[[], None] = lambda: None) -> None:
         self.refused = {"connections": 0, "descriptors": 0}
         self.dropped = {"headers": 0, "writing": 0, "replaced": 0}
         self.connections: set[Connection] = set()
@@ -132,6 +132,7 @@ class Server:
         """Serve until `stop`."""
         end: float | None = None
         while True:
+            self._tick()
             now = time.monotonic()
             if self._stops:
                 if end is None:
@@ -174,9 +175,6 @@ class Server:
     def _timeout(self, now: float, end: float | None) -> float | None:
         ends = [self._deadline(each) for each in self.connections]
         ends += [self._resume, end]
-        tick = self._tick()
-        if tick is not None:
-            ends.append(now + tick)
         known = [each for each in ends if each is not None]
         return max(min(known) - now, 0.0) if known else None
 

@@ -133,11 +133,10 @@ class Service:
         self._stale = True
         self.server.wake()
 
-    def _tick(self) -> float | None:
-        if self._stale:
+    def _tick(self) -> None:
+        if self._stale:  # not asked for by the signal's handler: it may have interrupted the asking
             self._stale = False
             self._worker.ask("reload", self._reload)
-        return None
 
     def _reload(self) -> Answer:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Hashable
 from http import HTTPStatus
 from typing import Any
@@ -29,7 +28,6 @@ class Worker:
         self._asked: dict[Hashable, tuple[Callable[[], Answer], bool, list[Any]]] = {}
         self._changed = threading.Condition()
         self._stops = False
-        self._since: float | None = None
         self._thread = threading.Thread(target=self._run, name="fastmap-exporter", daemon=True)
         self._thread.start()
 
@@ -44,16 +42,6 @@ class Worker:
             if waiting is not None:
                 those.append(waiting)
             self._changed.notify()
-
-    def busy(self) -> float:
-        """Return for how many seconds the present work has been going on; 0 where there is none."""
-        since = self._since
-        return 0.0 if since is None else time.monotonic() - since
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
 
     def stop(self, patience: float | None = None) -> None:
         """End the thread after its present work; wait for it, but not longer than `patience`."""
@@ -71,11 +59,9 @@ class Worker:
                 # min: of equals, the first.
                 key = min(self._asked, key=lambda each: self._asked[each][1])
                 work, _, waiting = self._asked.pop(key)
-                self._since = time.monotonic()
             try:
                 answer = work()
             except Exception:
                 _log.exception("a request failed")
                 answer = plain(HTTPStatus.INTERNAL_SERVER_ERROR)
-            self._since = None
             self._deliver(waiting, answer)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmap.cli.shared.output import Column, visible
+from fastmap.cli.shared.output import Column
 from fastmap.maptypes.batch import Batch, as_list
 from fastmap.text.decoders import decode
+from fastmap.text.visible import visible
 
 Array = npt.NDArray[Any]
 

@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastmap.cli.shared.background import Behind
-from fastmap.cli.shared.output import json_visible, visible
+from fastmap.cli.shared.output import json_visible
 from fastmap.maptypes.batch import Array, Batch
 from fastmap.text.json import JsonWriter
+from fastmap.text.visible import visible
 
 #: Rows of a row group of Parquet: what readers take up at once.
 ROW_GROUP = 1 << 20
@@ -148,7 +149,8 @@ def write_csv(chunks: Iterable[Batch], sink: Sink, per_cpu: bool,
     def tables() -> Iterator[Any]:
         for batch in _or_empty(chunks, empty):
             hexed = {**_bytes("key", batch.keys, 1), **_bytes("value", batch.values, 1 + per_cpu)}
-            yield _flat(batch.to_arrow(annotations={**hexed, **notes}), sink.terminal)
+            yield _flat(batch.to_arrow(annotations={**hexed, **notes}, names=names),
+                        sink.terminal)
 
     flat = tables()
     first = next(flat)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy.typing as npt
 
 from fastmap.cli.shared.cells import cells
-from fastmap.cli.shared.output import BOLD, GREEN, Failure, Misuse, styled, visible, width
+from fastmap.cli.shared.output import BOLD, GREEN, Failure, Misuse, styled, width
 from fastmap.cli.shared.selection import column
 from fastmap.maptypes.batch import Batch
+from fastmap.text.visible import visible
 
 Array = npt.NDArray[Any]
 

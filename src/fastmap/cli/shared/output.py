@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, NamedTuple, TextIO
 
+from fastmap.text.visible import visible
+
 #: Work that is done before so many seconds are over shows no progress.
 PATIENCE = 0.5
 #: Rows by which the widths of a table's columns are settled.
@@ -53,13 +55,6 @@ def width() -> int | None:
 def cut(line: str, columns: int | None) -> str:
     """Return the line, cut to so many columns, and seen to be."""
     return line if columns is None or len(line) <= columns else line[:max(columns - 1, 0)] + "…"
-
-
-def visible(text: str) -> str:
-    """Return text that does nothing to a terminal: names of processes are chosen by anybody."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def json_visible(text: str) -> str:
